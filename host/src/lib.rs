@@ -1,0 +1,10 @@
+//! The enforcer as a library: what `callgate` and `callgatectl` are made of.
+//!
+//! Data flows one way: a notification from the kernel becomes an [`event::Event`] (`intercept`), the event a verdict
+//! ([`decide`]), the verdict an outcome (`enforce`), and all of it a record ([`audit`]). Start reading at `launch`.
+
+pub mod audit;
+pub mod decide;
+pub mod event;
+pub mod plugin;
+pub mod policy;

@@ -1,0 +1,167 @@
+//! The JSON policy: what the document means, as types.
+//!
+//! May depend on `event` only; knows nothing of the kernel, of wasmtime or of the audit log.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A policy that has been read and checked: every default is filled in.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Whether denials are carried out.
+    pub mode: Mode,
+    /// Whether `mode` may not be changed by a flag or an environment variable.
+    pub lock_mode: bool,
+    /// What happens to an event on which every plugin abstains.
+    pub default: DefaultVerdict,
+    /// The plugins, in the order in which they are asked.
+    pub plugins: Vec<PluginSettings>,
+    /// Where records go.
+    pub audit: AuditSettings,
+    /// Guarantees without which the workload must not start.
+    pub require: Vec<Guarantee>,
+}
+
+/// Whether denials are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// What is denied does not happen.
+    Enforce,
+    /// Nothing is blocked; what would have been denied is recorded.
+    DryRun,
+}
+
+/// What happens to an event on which every plugin abstains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefaultVerdict {
+    /// It is denied.
+    Deny,
+    /// It is allowed.
+    Allow,
+}
+
+/// A guarantee of SECURITY.md that a policy can insist on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guarantee {
+    /// What begins to run is the file that was decided on, whatever other threads and processes do.
+    RaceFreeExec,
+    /// What is connected, bound and sent is what was decided on.
+    RaceFreeNetwork,
+    /// The workload cannot kill, stop, trace or read the supervisor.
+    ProtectedSupervisor,
+    /// A signal never makes the kernel run a call of the workload twice (Linux 5.19).
+    RestartFree,
+}
+
+/// One plugin of the chain.
+#[derive(Debug, Clone)]
+pub struct PluginSettings {
+    /// Its name in records, unique within the policy.
+    pub name: String,
+    /// Where its code comes from.
+    pub source: PluginSource,
+    /// Its configuration, as JSON text exactly as the policy holds it (`{}` if it holds none).
+    pub config: String,
+    /// What a trap, a missed deadline or too much memory means.
+    pub on_failure: OnFailure,
+    /// How long a decision may take.
+    pub deadline: Duration,
+    /// How much linear memory it may use, in bytes.
+    pub memory: usize,
+    /// `DryRun`: its verdicts are recorded and do not count.
+    pub mode: Mode,
+}
+
+/// Where a plugin's code comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PluginSource {
+    /// The allowlist that is part of the executable.
+    Builtin,
+    /// A component in a file.
+    File {
+        /// The file, absolute or relative to the policy's directory, already joined.
+        path: PathBuf,
+        /// The SHA-256 that its bytes must have, in lower-case hexadecimal.
+        sha256: Option<String>,
+    },
+}
+
+/// What a plugin's failure means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The event is denied.
+    Deny,
+    /// The plugin has no opinion on the event.
+    Abstain,
+}
+
+/// Where records go, and which.
+#[derive(Debug, Clone)]
+pub struct AuditSettings {
+    /// The sinks; each gets every record.
+    pub sinks: Vec<Sink>,
+    /// Which decisions are recorded.
+    pub decisions: Decisions,
+    /// What happens when a sink does not keep up.
+    pub when_full: WhenFull,
+    /// How many records a sink may lag behind.
+    pub queue: usize,
+}
+
+/// A place that records go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sink {
+    /// The place.
+    pub to: SinkTarget,
+    /// How a record is written.
+    pub format: Format,
+}
+
+/// A place that records go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SinkTarget {
+    /// Standard error of the supervisor.
+    Stderr,
+    /// `file:PATH`, appended to, created with mode 0600.
+    File(PathBuf),
+    /// `fd:N`, a descriptor that was inherited; the workload does not get it.
+    Fd(i32),
+    /// `unix:PATH`, a stream or datagram socket that somebody listens on.
+    Unix(PathBuf),
+}
+
+/// How a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// One readable line.
+    Text,
+}
+
+/// Which decisions are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decisions {
+    /// Denials, also those of a dry run.
+    Denials,
+    /// Every decision.
+    All,
+}
+
+/// What happens when a sink does not keep up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// Records are dropped, counted, and the count is said.
+    Drop,
+    /// The event waits until there is room.
+    Block,
+}
