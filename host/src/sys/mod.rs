@@ -1,0 +1,9 @@
+//! Raw system calls behind safe faces: the only unsafe code of the project.
+//!
+//! May depend on nothing else of the crate.
+
+pub mod credentials;
+pub mod notify;
+pub mod pidfd;
+pub mod seccomp;
+pub mod socket;
