@@ -1,0 +1,257 @@
+//! The governed system calls: one table, which makes the filter and tells the decoder what a notification is.
+//!
+//! A call is in the filter because some plugin subscribed to what it does, or because it would be a way around: those are
+//! the guard's. Everything else runs at full speed.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+
+use crate::event::{EventKind, EventKinds};
+
+/// What a governed call is to the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// execve(2).
+    Execve,
+    /// execveat(2).
+    Execveat,
+    /// connect(2).
+    Connect,
+    /// bind(2).
+    Bind,
+    /// listen(2).
+    Listen,
+    /// accept(2) and accept4(2).
+    Accept,
+    /// sendto(2).
+    Sendto,
+    /// sendmsg(2).
+    Sendmsg,
+    /// sendmmsg(2).
+    Sendmmsg,
+    /// socket(2).
+    Socket,
+    /// A change of user or groups whose arguments are numbers.
+    Identity(Identity),
+    /// setgroups(2).
+    Setgroups,
+    /// A way around the network events.
+    Bypass(&'static str),
+    /// A call that acts on a task named by its number, and could harm the supervisor.
+    Task(&'static str),
+    /// kill(2) of more than one process.
+    KillMany,
+    /// pidfd_send_signal(2).
+    PidfdSendSignal,
+}
+
+/// The calls of [`Call::Identity`]: name, and which of their arguments are user ids and group ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The system call's name.
+    pub name: &'static str,
+    /// Whether the arguments are user ids (else group ids).
+    pub users: bool,
+    /// How many there are.
+    pub count: usize,
+}
+
+/// The supervisor's own processes, for the guard. Absent where the kernel protects them: nothing inside a pid namespace can
+/// signal its first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protected {
+    /// The supervisor's process group.
+    pub group: u32,
+}
+
+enum When {
+    Always,
+    /// Argument is not this number (32 bits).
+    Not(u8, u64),
+    /// Argument is this number (32 bits).
+    Is(u8, u64),
+    /// Pointer argument is not null.
+    Given(u8),
+    /// Argument has these flags.
+    Flag(u8, u64),
+    /// Both of two arguments are these numbers.
+    Both((u8, u64), (u8, u64)),
+}
+
+struct Row {
+    number: i64,
+    call: Call,
+    wanted_by: &'static [EventKind],
+    when: When,
+}
+
+const NETWORK: &[EventKind] = &[
+    EventKind::Connect,
+    EventKind::Bind,
+    EventKind::Listen,
+    EventKind::Accept,
+    EventKind::Send,
+    EventKind::Socket,
+];
+const EXEC: &[EventKind] = &[EventKind::Exec, EventKind::ExecFileless];
+const CREDENTIALS: &[EventKind] = &[EventKind::Credentials];
+const FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
+const IPPROTO_SCTP: u64 = 132;
+
+const fn row(number: i64, call: Call, wanted_by: &'static [EventKind], when: When) -> Row {
+    Row { number, call, wanted_by, when }
+}
+
+const fn identity(number: i64, name: &'static str, users: bool, count: usize) -> Row {
+    row(number, Call::Identity(Identity { name, users, count }), CREDENTIALS, When::Always)
+}
+
+#[rustfmt::skip]
+const GOVERNED: &[Row] = &[
+    row(libc::SYS_execve, Call::Execve, EXEC, When::Always),
+    row(libc::SYS_execveat, Call::Execveat, EXEC, When::Always),
+    row(libc::SYS_connect, Call::Connect, &[EventKind::Connect], When::Always),
+    row(libc::SYS_bind, Call::Bind, &[EventKind::Bind], When::Always),
+    row(libc::SYS_listen, Call::Listen, &[EventKind::Listen], When::Always),
+    row(libc::SYS_accept, Call::Accept, &[EventKind::Accept], When::Always),
+    row(libc::SYS_accept4, Call::Accept, &[EventKind::Accept], When::Always),
+    row(libc::SYS_socket, Call::Socket, &[EventKind::Socket], When::Always),
+    row(libc::SYS_sendto, Call::Sendto, &[EventKind::Send], When::Given(4)),
+    row(libc::SYS_sendto, Call::Sendto, &[EventKind::Connect], When::Flag(3, FASTOPEN)),
+    row(libc::SYS_sendmsg, Call::Sendmsg, &[EventKind::Send], When::Always),
+    row(libc::SYS_sendmsg, Call::Sendmsg, &[EventKind::Connect], When::Flag(2, FASTOPEN)),
+    row(libc::SYS_sendmmsg, Call::Sendmmsg, &[EventKind::Send], When::Always),
+    row(libc::SYS_sendmmsg, Call::Sendmmsg, &[EventKind::Connect], When::Flag(3, FASTOPEN)),
+    identity(libc::SYS_setuid, "setuid", true, 1),
+    identity(libc::SYS_setreuid, "setreuid", true, 2),
+    identity(libc::SYS_setresuid, "setresuid", true, 3),
+    identity(libc::SYS_setfsuid, "setfsuid", true, 1),
+    identity(libc::SYS_setgid, "setgid", false, 1),
+    identity(libc::SYS_setregid, "setregid", false, 2),
+    identity(libc::SYS_setresgid, "setresgid", false, 3),
+    identity(libc::SYS_setfsgid, "setfsgid", false, 1),
+    row(libc::SYS_setgroups, Call::Setgroups, CREDENTIALS, When::Always),
+    // A ring does network calls that seccomp never sees.
+    row(libc::SYS_io_uring_setup, Call::Bypass("io_uring_setup"), NETWORK, When::Always),
+    row(libc::SYS_io_uring_enter, Call::Bypass("io_uring_enter"), NETWORK, When::Always),
+    row(libc::SYS_io_uring_register, Call::Bypass("io_uring_register"), NETWORK, When::Always),
+    // SCTP binds and connects through socket options: SCTP_SOCKOPT_BINDX_ADD, …_BINDX_REM, …_CONNECTX_OLD, …_CONNECTX.
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 100))),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 101))),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 107))),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 110))),
+    row(libc::SYS_getsockopt, Call::Bypass("getsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 111))),
+];
+
+#[rustfmt::skip]
+const PROTECTING: &[Row] = &[
+    row(libc::SYS_kill, Call::Task("kill"), &[], When::Always), // its conditions are made in `rules`
+    row(libc::SYS_tkill, Call::Task("tkill"), &[], When::Always),
+    row(libc::SYS_tgkill, Call::Task("tgkill"), &[], When::Always), // likewise
+    row(libc::SYS_rt_sigqueueinfo, Call::Task("rt_sigqueueinfo"), &[], When::Always),
+    row(libc::SYS_rt_tgsigqueueinfo, Call::Task("rt_tgsigqueueinfo"), &[], When::Always),
+    row(libc::SYS_pidfd_send_signal, Call::PidfdSendSignal, &[], When::Always),
+    row(libc::SYS_prlimit64, Call::Task("prlimit64"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setscheduler, Call::Task("sched_setscheduler"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setparam, Call::Task("sched_setparam"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setattr, Call::Task("sched_setattr"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setaffinity, Call::Task("sched_setaffinity"), &[], When::Not(0, 0)),
+    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_ATTACH as u64)),
+    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_SEIZE as u64)),
+    // F_SETSIG can turn the SIGIO of F_SETOWN into a signal that nobody can block.
+    row(libc::SYS_fcntl, Call::Bypass("fcntl"), &[], When::Both((1, F_SETSIG), (2, libc::SIGKILL as u64))),
+    row(libc::SYS_fcntl, Call::Bypass("fcntl"), &[], When::Both((1, F_SETSIG), (2, libc::SIGSTOP as u64))),
+];
+
+/// fcntl(2): the signal that is sent when I/O is possible.
+const F_SETSIG: u64 = 10;
+
+/// What this number is, if it is a call that we may have been notified of.
+pub fn call(number: i32) -> Option<Call> {
+    GOVERNED.iter().chain(PROTECTING).find(|row| row.number == i64::from(number)).map(|row| row.call)
+}
+
+/// The rules of the filter for these subscriptions.
+///
+/// # Errors
+/// seccompiler's, for a mistake in the tables above.
+pub fn rules(
+    wanted: EventKinds,
+    protected: Option<Protected>,
+) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let mut conditions: BTreeMap<i64, Vec<Vec<SeccompCondition>>> = BTreeMap::new();
+    for row in GOVERNED.iter().filter(|row| row.wanted_by.iter().any(|kind| wanted.contains(*kind))) {
+        conditions.entry(row.number).or_default().push(row.when.conditions()?);
+    }
+    if let Some(protected) = protected {
+        for row in PROTECTING {
+            let entry = conditions.entry(row.number).or_default();
+            match row.number {
+                libc::SYS_kill => {
+                    // One process by its number; everything (-1); the supervisor's group.
+                    entry.push(vec![dword(0, SeccompCmpOp::Gt, 0)?, dword(0, SeccompCmpOp::Lt, 1 << 31)?]);
+                    entry.push(vec![dword(0, SeccompCmpOp::Eq, u64::from(u32::MAX))?]);
+                    entry.push(vec![dword(0, SeccompCmpOp::Eq, u64::from(protected.group.wrapping_neg()))?]);
+                }
+                _ => entry.push(row.when.conditions()?),
+            }
+        }
+    }
+    conditions
+        .into_iter()
+        .map(|(number, alternatives)| {
+            // Notified of in any case: further conditions say nothing.
+            if alternatives.iter().any(Vec::is_empty) {
+                return Ok((number, Vec::new()));
+            }
+            Ok((number, alternatives.into_iter().map(SeccompRule::new).collect::<Result<_, _>>()?))
+        })
+        .collect()
+}
+
+impl When {
+    fn conditions(&self) -> Result<Vec<SeccompCondition>, BackendError> {
+        Ok(match *self {
+            Self::Always => vec![],
+            Self::Not(argument, value) => vec![dword(argument, SeccompCmpOp::Ne, value)?],
+            Self::Is(argument, value) => vec![dword(argument, SeccompCmpOp::Eq, value)?],
+            Self::Given(argument) => {
+                vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?]
+            }
+            Self::Flag(argument, flag) => vec![dword(argument, SeccompCmpOp::MaskedEq(flag), flag)?],
+            Self::Both((a, x), (b, y)) => vec![dword(a, SeccompCmpOp::Eq, x)?, dword(b, SeccompCmpOp::Eq, y)?],
+        })
+    }
+}
+
+fn dword(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_subscribed_to_is_not_in_the_filter() {
+        assert!(rules(EventKinds::NONE, None).unwrap().is_empty());
+        let exec_only = rules(EventKinds::NONE.with(EventKind::Exec), None).unwrap();
+        assert_eq!(exec_only.keys().copied().collect::<Vec<_>>(), [libc::SYS_execve, libc::SYS_execveat]);
+    }
+
+    #[test]
+    fn every_kind_of_event_has_a_call_that_brings_it() {
+        for kind in EventKind::ALL {
+            assert!(!rules(EventKinds::NONE.with(kind), None).unwrap().is_empty(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn every_call_of_the_filter_is_known_to_the_decoder() {
+        let all = EventKind::ALL.into_iter().collect();
+        for number in rules(all, Some(Protected { group: 7 })).unwrap().into_keys() {
+            assert!(call(number as i32).is_some(), "{number}");
+        }
+    }
+}
