@@ -1,0 +1,235 @@
+//! The notified thread and its process: what we read of them, once.
+//!
+//! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::Mode;
+
+use crate::event::Subject;
+use crate::intercept::path::View;
+use crate::sys::credentials::Identity;
+use crate::sys::pidfd::{self, Target};
+
+/// The thread behind a notification.
+#[derive(Debug)]
+pub struct Caller {
+    /// Thread id, in our pid namespace.
+    pub tid: u32,
+    /// What `/proc/TID/status` said.
+    pub status: Status,
+    /// The process (or, from Linux 6.9, the very thread).
+    pub pidfd: OwnedFd,
+    directory: OwnedFd,
+    memory: File,
+}
+
+impl Caller {
+    /// Reads who the thread is.
+    ///
+    /// # Errors
+    /// It is gone, or we may not look at it (ptrace(2), access mode checking).
+    pub fn read(view: &View, tid: u32) -> io::Result<Self> {
+        let name = tid.to_string();
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = openat(view.proc(), name.as_str(), flags, Mode::empty())?;
+        let status = Status::read(directory.as_fd())?;
+        let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+        let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
+        Ok(Self { tid, status, pidfd, directory, memory: File::from(memory) })
+    }
+
+    /// Copies bytes of the caller's memory, as many as are there.
+    ///
+    /// Through `/proc/PID/mem` and not process_vm_readv(2): a page registered with userfaultfd(2) then ends the read
+    /// instead of holding the reader.
+    pub fn copy_some(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.memory.read_at(&mut buffer[done..], address.wrapping_add(done as u64)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        done
+    }
+
+    /// Copies exactly `length` bytes.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn copy(&self, address: u64, length: usize) -> Result<Vec<u8>, Errno> {
+        let mut buffer = vec![0; length];
+        if self.copy_some(address, &mut buffer) == length { Ok(buffer) } else { Err(Errno::EFAULT) }
+    }
+
+    /// Copies a string that ends with NUL, without it.
+    ///
+    /// # Errors
+    /// `EFAULT`; `ENAMETOOLONG` if there is no NUL in `limit` bytes.
+    pub fn copy_string(&self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
+        let mut string = Vec::new();
+        let mut at = address;
+        while string.len() < limit {
+            // Up to the end of the page: the next may not be there, and need not be.
+            let room = (4096 - (at % 4096) as usize).min(limit - string.len()).min(512);
+            let mut part = [0; 512];
+            let got = self.copy_some(at, &mut part[..room]);
+            if let Some(end) = part[..got].iter().position(|byte| *byte == 0) {
+                string.extend_from_slice(&part[..end]);
+                return Ok(string);
+            }
+            if got < room {
+                return Err(Errno::EFAULT);
+            }
+            string.extend_from_slice(&part[..got]);
+            at = at.wrapping_add(got as u64);
+        }
+        Err(Errno::ENAMETOOLONG)
+    }
+
+    /// Writes into the caller's memory, for calls that return something there.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.memory.write_all_at(data, address).map_err(|_| Errno::EFAULT)
+    }
+
+    /// A copy of one of the caller's descriptors.
+    ///
+    /// # Errors
+    /// `EBADF`: it has no such descriptor. Anything else: we can't tell.
+    pub fn descriptor(&self, fd: i32) -> io::Result<OwnedFd> {
+        pidfd::duplicate(self.pidfd.as_fd(), fd)
+    }
+
+    /// `/proc/TID`.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// The process as plugins see it.
+    pub fn subject(&self, view: &View) -> Subject {
+        subject(view, self.directory(), &self.status, self.tid)
+    }
+}
+
+fn subject(view: &View, directory: BorrowedFd<'_>, status: &Status, tid: u32) -> Subject {
+    let executable = openat(directory, "exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map(|exe| view.name(exe.as_fd()).path)
+        .unwrap_or_default();
+    Subject {
+        pid: status.pid,
+        tid,
+        parent: status.parent,
+        executable,
+        uid: status.identity.uid,
+        gid: status.identity.gid,
+    }
+}
+
+/// The ancestors of a process, parent first, up to (not including) the supervisor or the end. At most 64.
+pub fn ancestors(view: &View, of: &Subject) -> Vec<Subject> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    let mut parent = of.parent;
+    while parent > 0 && parent != own && found.len() < 64 {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let Ok(directory) = openat(view.proc(), parent.to_string().as_str(), flags, Mode::empty()) else { break };
+        let Ok(status) = Status::read(directory.as_fd()) else { break };
+        let ancestor = subject(view, directory.as_fd(), &status, parent);
+        parent = ancestor.parent;
+        found.push(ancestor);
+    }
+    found
+}
+
+/// What `/proc/TID/status` says (proc_pid_status(5)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Thread group id.
+    pub pid: u32,
+    /// Parent's process id.
+    pub parent: u32,
+    /// Real user id.
+    pub real_uid: u32,
+    /// Real group id.
+    pub real_gid: u32,
+    /// All user ids: real, effective, saved, file-system.
+    pub uids: Vec<u32>,
+    /// All group ids, likewise.
+    pub gids: Vec<u32>,
+    /// What permission checks look at.
+    pub identity: Identity,
+    /// File creation mask.
+    pub umask: u32,
+    /// Id within the innermost pid namespace.
+    pub inner_pid: u32,
+    /// Number of threads of the process.
+    pub threads: u32,
+    /// Signals that are pending for the thread or its process and neither blocked nor ignored.
+    pub deliverable_signals: u64,
+    /// Thread id of the tracer, 0 for none.
+    pub tracer: u32,
+}
+
+impl Status {
+    /// Reads the status of the thread whose `/proc` directory this is.
+    ///
+    /// # Errors
+    /// `ESRCH`, `ENOENT`: it is gone.
+    pub fn read(directory: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = openat(directory, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut text = String::with_capacity(2048);
+        File::from(fd).read_to_string(&mut text)?;
+        Ok(Self::parse(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut status = Self::default();
+        let (mut pending, mut held_back) = (0, 0);
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once(':') else { continue };
+            let value = value.trim();
+            let numbers = || value.split_whitespace().filter_map(|n| n.parse::<u32>().ok());
+            let first = || numbers().next().unwrap_or_default();
+            let bits = || u64::from_str_radix(value, 16).unwrap_or_default();
+            match key {
+                "Tgid" => status.pid = first(),
+                "PPid" => status.parent = first(),
+                "TracerPid" => status.tracer = first(),
+                "Umask" => status.umask = u32::from_str_radix(value, 8).unwrap_or_default(),
+                "Uid" => status.uids = numbers().collect(),
+                "Gid" => status.gids = numbers().collect(),
+                "Groups" => status.identity.groups = numbers().collect(),
+                "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
+                "Threads" => status.threads = first(),
+                "SigPnd" | "ShdPnd" => pending |= bits(),
+                "SigBlk" | "SigIgn" => held_back |= bits(),
+                "CapEff" => status.identity.capabilities = bits(),
+                _ => {}
+            }
+        }
+        let id = |ids: &[u32], n: usize| ids.get(n).copied().unwrap_or(u32::MAX);
+        (status.real_uid, status.real_gid) = (id(&status.uids, 0), id(&status.gids, 0));
+        (status.identity.uid, status.identity.gid) = (id(&status.uids, 1), id(&status.gids, 1));
+        status.deliverable_signals = pending & !held_back;
+        status
+    }
+}
+
+/// Where a link of `/proc/TID` leads, as text.
+///
+/// # Errors
+/// It is gone, or we may not look.
+pub fn link(directory: BorrowedFd<'_>, name: &str) -> nix::Result<std::ffi::OsString> {
+    readlinkat(directory, name)
+}
