@@ -1,0 +1,386 @@
+//! execve(2), execveat(2) → the program that would run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{SFlag, fstat};
+use object::Endianness;
+use object::elf::{FileHeader32, FileHeader64};
+use object::read::ReadCache;
+use object::read::elf::{FileHeader, ProgramHeader};
+
+use crate::decide::FileRole;
+use crate::event::{Action, Exec, File};
+use crate::intercept::caller::Caller;
+use crate::intercept::path::View;
+use crate::sys::notify::Notification;
+
+/// How many bytes of arguments are copied; what is longer is marked as cut.
+const ARGUMENT_BYTES: usize = 64 * 1024;
+/// How many arguments are copied.
+const ARGUMENT_COUNT: usize = 1024;
+/// `PATH_MAX` (limits.h), with the NUL.
+const PATH_MAX: usize = 4096;
+/// `BINPRM_BUF_SIZE` (include/uapi/linux/binfmts.h): how much of a file's beginning the kernel looks at.
+const HEAD: usize = 256;
+/// How many interpreters the kernel follows (`exec_binprm`, fs/exec.c: "This allows 4 levels of binfmt rewrites").
+const INTERPRETERS: usize = 5;
+
+/// The private copy of an exec: what must begin to run.
+#[derive(Debug)]
+pub struct Program {
+    /// The files, pinned.
+    pub files: Files,
+    /// What `/proc/PID/cmdline` must begin with, if all arguments were copied.
+    pub arguments: Vec<Vec<u8>>,
+    /// Whether `arguments` are only the first ones.
+    pub cut: bool,
+    /// Where the caller keeps the environment of the new program.
+    pub environment: u64,
+}
+
+/// The files of an exec, open.
+#[derive(Debug)]
+pub struct Files {
+    /// What was asked for.
+    pub file: OwnedFd,
+    /// The chain of interpreters.
+    pub interpreters: Vec<OwnedFd>,
+    /// The dynamic loader.
+    pub loader: Option<OwnedFd>,
+}
+
+impl Files {
+    /// What the kernel runs: the last interpreter, or the file itself.
+    pub fn executable(&self) -> BorrowedFd<'_> {
+        self.interpreters.last().unwrap_or(&self.file).as_fd()
+    }
+
+    /// The file in this role.
+    pub fn get(&self, role: FileRole) -> Option<BorrowedFd<'_>> {
+        match role {
+            FileRole::File => Some(self.file.as_fd()),
+            FileRole::Interpreter(n) => self.interpreters.get(n).map(AsFd::as_fd),
+            FileRole::Loader => self.loader.as_ref().map(AsFd::as_fd),
+        }
+    }
+}
+
+/// Copies the arguments of an exec and finds the files that it means.
+///
+/// # Errors
+/// The errno that the kernel would answer, for what could not be run anyway.
+pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Result<(Action, Program), Errno> {
+    let [a, b, c, d, e, _] = call.args;
+    let (dirfd, path, argv, envp, flags) =
+        if at { (a as i32, b, c, d, e as i32) } else { (libc::AT_FDCWD, a, b, c, 0) };
+    if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
+        // AT_EXECVE_CHECK (Linux 6.14) runs nothing, but tells what may be run; nobody has decided on that.
+        return Err(Errno::EINVAL);
+    }
+    let requested = caller.copy_string(path, PATH_MAX)?;
+    let directory = view.caller_directory(caller, "cwd")?;
+    let directory_name = view.link_of(directory.as_fd()).unwrap_or_default().to_string_lossy().into_owned();
+    let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
+    let base = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
+        directory.try_clone().map_err(|_| Errno::EMFILE)?
+    } else {
+        caller.descriptor(dirfd).map_err(errno)?
+    };
+    let file = if by_descriptor {
+        base
+    } else {
+        let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+        view.resolve(caller, base, &requested, follow)?
+    };
+    must_be_regular(file.as_fd())?;
+    let (arguments, cut) = copy_arguments(caller, argv)?;
+
+    let mut interpreters: Vec<OwnedFd> = Vec::new();
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    let mut loader = None;
+    // What the interpreter is told to read: the kernel names a file that has only a descriptor /dev/fd/N.
+    let mut script_name = match (by_descriptor, dirfd) {
+        (true, _) => format!("/dev/fd/{dirfd}").into_bytes(),
+        (false, libc::AT_FDCWD) => requested.clone(),
+        (false, _) if requested.starts_with(b"/") => requested.clone(),
+        (false, _) => [format!("/dev/fd/{dirfd}/").into_bytes(), requested.clone()].concat(),
+    };
+    let mut arguments = arguments;
+    loop {
+        let executable = interpreters.last().unwrap_or(&file).as_fd();
+        match read_head(view, executable)? {
+            Head::Script { interpreter, argument } => {
+                if interpreters.len() == INTERPRETERS {
+                    return Err(Errno::ELOOP);
+                }
+                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
+                let next = view.resolve(caller, start, &interpreter, true)?;
+                must_be_regular(next.as_fd())?;
+                // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
+                if !arguments.is_empty() {
+                    arguments.remove(0);
+                }
+                words = [Some(interpreter.clone()), argument, Some(script_name)].into_iter().flatten().collect();
+                arguments.splice(0..0, words.drain(..));
+                script_name = interpreter;
+                interpreters.push(next);
+            }
+            Head::Elf { loader: Some(path) } => {
+                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
+                let found = view.resolve(caller, start, &path, true)?;
+                must_be_regular(found.as_fd())?;
+                loader = Some(found);
+                break;
+            }
+            Head::Elf { loader: None } | Head::Unknown => break,
+        }
+    }
+    drop(words);
+
+    let files = Files { file, interpreters, loader };
+    let named = view.name(files.file.as_fd());
+    let fileless = is_fileless(&named, files.file.as_fd());
+    let executable = view.name(files.executable());
+    let (original, _) = copy_arguments(caller, argv)?;
+    let exec = Exec {
+        requested: lossy(&requested),
+        file: named,
+        interpreters: files.interpreters.iter().map(|file| view.name(file.as_fd())).collect(),
+        loader: files.loader.as_ref().map(|file| view.name(file.as_fd())),
+        runs_loader: is_loader(&executable, files.loader.is_none()),
+        arguments: original.iter().map(|argument| lossy(argument)).collect(),
+        arguments_cut: cut,
+        directory: directory_name,
+    };
+    // The path by which an interpreter without a file of its own would be reached is as fileless as the program.
+    let fileless = fileless
+        || files
+            .interpreters
+            .iter()
+            .chain(&files.loader)
+            .any(|file| is_fileless(&view.name(file.as_fd()), file.as_fd()));
+    let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
+    Ok((action, Program { files, arguments, cut, environment: envp }))
+}
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn must_be_regular(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    let stat = fstat(file)?;
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => Ok(()),
+        SFlag::S_IFLNK => Err(Errno::ELOOP),
+        _ => Err(Errno::EACCES),
+    }
+}
+
+/// A file that nobody can find by a path: a memfd, `O_TMPFILE`, or one whose last link is gone.
+fn is_fileless(named: &File, file: BorrowedFd<'_>) -> bool {
+    !named.canonical && (fstat(file).map_or(true, |stat| stat.st_nlink == 0) || named.path.ends_with(" (deleted)"))
+}
+
+/// Whether running this runs whatever it is given as an argument: a dynamic loader names no loader itself, and is called
+/// as ld.so(8) and its relatives are.
+fn is_loader(executable: &File, names_no_loader: bool) -> bool {
+    let name = Path::new(&executable.path).file_name().unwrap_or_default().as_bytes();
+    names_no_loader
+        && (name.starts_with(b"ld-") || name.starts_with(b"ld.so") || name.starts_with(b"ld64.so"))
+        || name.starts_with(b"ld-musl-")
+        || name == b"libc.so"
+}
+
+fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Errno> {
+    let mut arguments = Vec::new();
+    let mut room = ARGUMENT_BYTES;
+    if argv == 0 {
+        return Ok((arguments, false));
+    }
+    for index in 0..=ARGUMENT_COUNT as u64 {
+        let word = caller.copy(argv.wrapping_add(index * 8), 8)?;
+        let pointer = u64::from_ne_bytes(word.try_into().map_err(|_| Errno::EFAULT)?);
+        if pointer == 0 {
+            return Ok((arguments, false));
+        }
+        if index == ARGUMENT_COUNT as u64 {
+            break;
+        }
+        match caller.copy_string(pointer, room) {
+            Ok(argument) => {
+                room = room.saturating_sub(argument.len() + 1);
+                arguments.push(argument);
+            }
+            Err(Errno::ENAMETOOLONG) => break,
+            Err(error) => return Err(error),
+        }
+        if room == 0 {
+            break;
+        }
+    }
+    Ok((arguments, true))
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What the beginning of a file says of how the kernel runs it.
+#[derive(Debug, PartialEq, Eq)]
+enum Head {
+    Script { interpreter: Vec<u8>, argument: Option<Vec<u8>> },
+    Elf { loader: Option<Vec<u8>> },
+    /// Neither: the kernel will refuse it, or has a binfmt_misc handler, which the verification then finds.
+    Unknown,
+}
+
+fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
+    // A program that we may run but not read is no script: the interpreter could not read it either.
+    let Ok(file) = view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return Ok(Head::Unknown) };
+    let file = fs::File::from(file);
+    let mut head = [0; HEAD];
+    let mut length = 0;
+    while length < HEAD {
+        match file.read_at(&mut head[length..], length as u64) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(errno(error)),
+        }
+    }
+    if head.starts_with(b"#!") {
+        return Ok(script(&head));
+    }
+    if head.starts_with(b"\x7fELF") {
+        return Ok(Head::Elf { loader: elf_interpreter(file, head[4]) });
+    }
+    Ok(Head::Unknown)
+}
+
+/// `load_script` (fs/binfmt_script.c): the first line, without blanks at its ends, up to the first blank, and the rest as
+/// one argument. A line that does not end within the head counts only if the interpreter's name does.
+fn script(head: &[u8; HEAD]) -> Head {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let text = &head[2..];
+    let line = match text.iter().position(|byte| *byte == b'\n') {
+        Some(end) => &text[..end],
+        None => {
+            let begin = text.iter().position(|byte| !blank(byte)).unwrap_or(text.len());
+            if !text[begin..].iter().any(|byte| blank(byte) || *byte == 0) {
+                return Head::Unknown;
+            }
+            &text[..text.len() - 1]
+        }
+    };
+    let line = line.trim_ascii_start();
+    let line = &line[..line.iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1)];
+    let end = line.iter().position(|byte| blank(byte) || *byte == 0).unwrap_or(line.len());
+    if end == 0 {
+        return Head::Unknown;
+    }
+    let rest = &line[end..];
+    let rest = &rest[rest.iter().position(|byte| !blank(byte)).unwrap_or(rest.len())..];
+    let rest = &rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())];
+    Head::Script { interpreter: line[..end].to_vec(), argument: (!rest.is_empty()).then(|| rest.to_vec()) }
+}
+
+fn elf_interpreter(file: fs::File, class: u8) -> Option<Vec<u8>> {
+    const ELFCLASS32: u8 = 1;
+    let data = ReadCache::new(file);
+    if class == ELFCLASS32 {
+        interpreter_of::<FileHeader32<Endianness>>(&data)
+    } else {
+        interpreter_of::<FileHeader64<Endianness>>(&data)
+    }
+}
+
+fn interpreter_of<H: FileHeader<Endian = Endianness>>(data: &ReadCache<fs::File>) -> Option<Vec<u8>> {
+    let header = H::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    // The first one counts (load_elf_binary, fs/binfmt_elf.c); its length is bounded by PATH_MAX there.
+    for segment in header.program_headers(endian, data).ok()? {
+        if segment.p_type(endian) == object::elf::PT_INTERP {
+            let length: u64 = segment.p_filesz(endian).into();
+            if !(2..=PATH_MAX as u64).contains(&length) {
+                return None;
+            }
+            let path = segment.data(endian, data).ok()?;
+            return Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec());
+        }
+    }
+    None
+}
+
+/// SHA-256 of an open file's content, as it is now.
+///
+/// # Errors
+/// It cannot be read.
+pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
+    use sha2::{Digest, Sha256};
+    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?);
+    let mut hash = Sha256::new();
+    let mut part = vec![0; 128 * 1024];
+    loop {
+        match file.read(&mut part) {
+            Ok(0) => break,
+            Ok(n) => hash.update(&part[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The value of a variable in the environment block that the caller hands to the new program. At most 64 KiB are looked at.
+pub fn environment(caller: &Caller, envp: u64, name: &str) -> Option<String> {
+    let (block, _) = copy_arguments(caller, envp).ok()?;
+    let entry = block.into_iter().find(|entry| {
+        entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+    })?;
+    Some(OsStr::from_bytes(&entry[name.len() + 1..]).to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(text: &[u8]) -> [u8; HEAD] {
+        let mut head = [0; HEAD];
+        head[..text.len()].copy_from_slice(text);
+        head
+    }
+
+    fn found(interpreter: &str, argument: Option<&str>) -> Head {
+        Head::Script {
+            interpreter: interpreter.as_bytes().to_vec(),
+            argument: argument.map(|argument| argument.as_bytes().to_vec()),
+        }
+    }
+
+    #[test]
+    fn a_script_names_its_interpreter_as_the_kernel_reads_it() {
+        assert_eq!(script(&head(b"#!/bin/sh\n")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#! \t/bin/sh  -e x \nfoo")), found("/bin/sh", Some("-e x")));
+        assert_eq!(script(&head(b"#!/bin/sh")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#!\n")), Head::Unknown);
+        assert_eq!(script(&[b'x'; HEAD]), Head::Unknown);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_first_line_is_read_without_a_panic(text: Vec<u8>) {
+            let mut head = [0; HEAD];
+            let length = text.len().min(HEAD);
+            head[..length].copy_from_slice(&text[..length]);
+            script(&head);
+        }
+    }
+}
