@@ -111,6 +111,18 @@ impl Caller {
         pidfd::duplicate(self.pidfd.as_fd(), fd)
     }
 
+    /// The file behind one of the caller's descriptors, as an `O_PATH` handle: needs no `pidfd_getfd`.
+    ///
+    /// # Errors
+    /// `EBADF`: it has no such descriptor.
+    pub fn handle(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        openat(&self.directory, format!("fd/{fd}").as_str(), flags, Mode::empty()).map_err(|error| match error {
+            Errno::ENOENT => Errno::EBADF,
+            other => other,
+        })
+    }
+
     /// `/proc/TID`.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()

@@ -92,7 +92,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let base = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
         directory.try_clone().map_err(|_| Errno::EMFILE)?
     } else {
-        caller.descriptor(dirfd).map_err(errno)?
+        caller.handle(dirfd)?
     };
     let file = if by_descriptor {
         base
@@ -104,7 +104,6 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let (arguments, cut) = copy_arguments(caller, argv)?;
 
     let mut interpreters: Vec<OwnedFd> = Vec::new();
-    let mut words: Vec<Vec<u8>> = Vec::new();
     let mut loader = None;
     // What the interpreter is told to read: the kernel names a file that has only a descriptor /dev/fd/N.
     let mut script_name = match (by_descriptor, dirfd) {
@@ -113,6 +112,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         (false, _) if requested.starts_with(b"/") => requested.clone(),
         (false, _) => [format!("/dev/fd/{dirfd}/").into_bytes(), requested.clone()].concat(),
     };
+    let given = arguments.clone();
     let mut arguments = arguments;
     loop {
         let executable = interpreters.last().unwrap_or(&file).as_fd();
@@ -128,8 +128,8 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 if !arguments.is_empty() {
                     arguments.remove(0);
                 }
-                words = [Some(interpreter.clone()), argument, Some(script_name)].into_iter().flatten().collect();
-                arguments.splice(0..0, words.drain(..));
+                let words = [Some(interpreter.clone()), argument, Some(script_name)];
+                arguments.splice(0..0, words.into_iter().flatten());
                 script_name = interpreter;
                 interpreters.push(next);
             }
@@ -143,20 +143,18 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
             Head::Elf { loader: None } | Head::Unknown => break,
         }
     }
-    drop(words);
 
     let files = Files { file, interpreters, loader };
     let named = view.name(files.file.as_fd());
     let fileless = is_fileless(&named, files.file.as_fd());
     let executable = view.name(files.executable());
-    let (original, _) = copy_arguments(caller, argv)?;
     let exec = Exec {
         requested: lossy(&requested),
         file: named,
         interpreters: files.interpreters.iter().map(|file| view.name(file.as_fd())).collect(),
         loader: files.loader.as_ref().map(|file| view.name(file.as_fd())),
         runs_loader: is_loader(&executable, files.loader.is_none()),
-        arguments: original.iter().map(|argument| lossy(argument)).collect(),
+        arguments: given.iter().map(|argument| lossy(argument)).collect(),
         arguments_cut: cut,
         directory: directory_name,
     };
