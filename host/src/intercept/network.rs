@@ -1,0 +1,375 @@
+//! Socket calls → endpoints.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::event::{Address, Endpoint, Socket};
+use crate::intercept::caller::Caller;
+use crate::intercept::path::View;
+use crate::sys::socket;
+
+/// `sizeof(struct sockaddr_storage)`: the kernel takes no longer address.
+const ADDRESS_MAX: usize = 128;
+/// `UIO_MAXIOV`, and how many messages sendmmsg(2) takes.
+pub const PARTS_MAX: u64 = 1024;
+/// How much payload one call may carry; what is longer is sent in part on a stream and refused as a datagram.
+const PAYLOAD_MAX: usize = 1 << 20;
+/// How long control messages may be: more than the kernel's default limit (`net.core.optmem_max`).
+const CONTROL_MAX: u64 = 1 << 17;
+
+/// The caller's socket, in our hands, and what kind it is.
+#[derive(Debug)]
+pub struct Held {
+    /// Our copy of its descriptor.
+    pub fd: OwnedFd,
+    /// What kind it is.
+    pub socket: Socket,
+}
+
+impl Held {
+    /// Takes the socket that the caller's descriptor is.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOTSOCK`; `EPERM` if we may not.
+    pub fn take(caller: &Caller, fd: i32) -> Result<Self, Errno> {
+        let fd = caller.descriptor(fd).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EPERM)))?;
+        let option = |name| socket::option(&fd, name).map_err(|_| Errno::ENOTSOCK);
+        let socket = Socket {
+            family: option(libc::SO_DOMAIN)? as u16,
+            kind: option(libc::SO_TYPE)? as u32,
+            protocol: option(libc::SO_PROTOCOL)? as u32,
+        };
+        Ok(Self { fd, socket })
+    }
+
+    /// Whether a call on it waits rather than failing with `EAGAIN`.
+    pub fn blocks(&self) -> bool {
+        fcntl(&self.fd, FcntlArg::F_GETFL)
+            .is_ok_and(|flags| !OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK))
+    }
+
+    /// Whether it is a stream, on which a part of the data may be sent.
+    pub fn is_stream(&self) -> bool {
+        self.socket.kind == libc::SOCK_STREAM as u32
+    }
+}
+
+/// An address for the event, and the bytes that the kernel is given for it.
+#[derive(Debug)]
+pub struct Target {
+    /// For the event.
+    pub address: Address,
+    /// For the kernel: the caller's own, or a path to the very socket file that was found.
+    pub bytes: Vec<u8>,
+    /// Keeps the socket file, or the directory that it is made in, for as long as `bytes` names it.
+    pub file: Option<OwnedFd>,
+}
+
+/// Copies a socket address.
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`, as the kernel.
+pub fn copy_address(caller: &Caller, pointer: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    let length = length as i32;
+    if length < 0 || length as usize > ADDRESS_MAX {
+        return Err(Errno::EINVAL);
+    }
+    caller.copy(pointer, length as usize)
+}
+
+/// What an address leads to: for a connection, or for a datagram.
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn destination(view: &View, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
+    let directory = view.caller_directory(caller, "cwd")?;
+    let file = view.resolve(caller, directory, path, true)?;
+    let named = view.name(file.as_fd());
+    let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    // Threads that perform calls work in /proc: the path leads through our own descriptor, not through the caller's names.
+    bytes.extend_from_slice(format!("self/fd/{}\0", file.as_raw_fd()).as_bytes());
+    Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(file) })
+}
+
+/// What an address would make the socket's own.
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn local(view: &View, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
+    let directory = view.caller_directory(caller, "cwd")?;
+    let (parent, name) = view.resolve_parent(caller, directory, path)?;
+    let mut named = view.name(parent.as_fd());
+    named.path = format!("{}/{}", named.path.trim_end_matches('/'), String::from_utf8_lossy(name.as_bytes()));
+    Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })
+}
+
+/// The address of a socket that the kernel told us.
+pub fn known(family: u16, bytes: &[u8]) -> Address {
+    let socket = Socket { family, kind: 0, protocol: 0 };
+    match unix_path(&socket, bytes) {
+        Some(path) => Address::Unix { path: String::from_utf8_lossy(path).into_owned() },
+        None => decode(&socket, bytes),
+    }
+}
+
+/// A path that is not ours must not look like one that is.
+fn trusted(named: crate::event::File) -> String {
+    if named.canonical { named.path } else { format!("(another mount){}", named.path) }
+}
+
+fn plain(socket: &Socket, bytes: Vec<u8>) -> Target {
+    Target { address: decode(socket, &bytes), bytes, file: None }
+}
+
+fn unix_path<'a>(socket: &Socket, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let path = bytes.get(2..)?;
+    let is_unix = i32::from(socket.family) == libc::AF_UNIX
+        && u16::from_ne_bytes([bytes[0], bytes[1]]) == libc::AF_UNIX as u16;
+    if !is_unix || path.is_empty() || path[0] == 0 {
+        return None;
+    }
+    Some(path.split(|byte| *byte == 0).next().unwrap_or(path))
+}
+
+/// Decodes an address as the kernel will understand it on this socket.
+pub fn decode(socket: &Socket, bytes: &[u8]) -> Address {
+    let Some((family, rest)) = bytes.split_at_checked(2) else {
+        return Address::Other { number: 0, data: hexadecimal(bytes) };
+    };
+    let family = u16::from_ne_bytes([family[0], family[1]]);
+    let u16_at = |at: usize| rest.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
+    let u32_at = |at: usize| rest.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    let ipv4 = || {
+        let ip: [u8; 4] = rest.get(2..6)?.try_into().ok()?;
+        Some(Address::Ipv4 { ip: Ipv4Addr::from(ip), port: u16_at(0)? })
+    };
+    let ipv6 = || {
+        let ip: [u8; 16] = rest.get(6..22)?.try_into().ok()?;
+        let (ip, port) = (Ipv6Addr::from(ip), u16_at(0)?);
+        Some(match ip.to_ipv4_mapped() {
+            Some(ip) => Address::Ipv4 { ip, port },
+            None => Address::Ipv6 { ip, port, scope: u32_at(22).unwrap_or(0) },
+        })
+    };
+    let decoded = match i32::from(family) {
+        libc::AF_INET => ipv4(),
+        libc::AF_INET6 => ipv6(),
+        // An IPv4 socket takes AF_UNSPEC for AF_INET in bind and in datagrams (net/ipv4/af_inet.c, udp.c, raw.c). For
+        // connect it dissolves the association, but an address that would have to be allowed as a destination costs a
+        // program nothing unless it is one.
+        libc::AF_UNSPEC if i32::from(socket.family) == libc::AF_INET => match ipv4() {
+            Some(Address::Ipv4 { ip, port }) if !ip.is_unspecified() || port != 0 => Some(Address::Ipv4 { ip, port }),
+            _ => Some(Address::Unspecified),
+        },
+        libc::AF_UNSPEC => Some(Address::Unspecified),
+        libc::AF_UNIX if rest.is_empty() => Some(Address::UnixUnnamed),
+        libc::AF_UNIX if rest[0] == 0 => {
+            Some(Address::UnixAbstract { name: String::from_utf8_lossy(&rest[1..]).into_owned() })
+        }
+        libc::AF_NETLINK => match (u32_at(2), u32_at(6)) {
+            (Some(pid), Some(groups)) => Some(Address::Netlink { pid, groups }),
+            _ => None,
+        },
+        libc::AF_VSOCK => match (u32_at(2), u32_at(6)) {
+            (Some(port), Some(cid)) => Some(Address::Vsock { cid, port }),
+            _ => None,
+        },
+        _ => None,
+    };
+    decoded.unwrap_or_else(|| Address::Other { number: family, data: hexadecimal(rest) })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One message to be sent: the private copy of it.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// Where to, if the caller said.
+    pub target: Option<Target>,
+    /// The payload.
+    pub data: Vec<u8>,
+    /// Control messages, with our copies of the descriptors in them.
+    pub control: Vec<u8>,
+    /// The caller's flags.
+    pub flags: i32,
+    /// Our copies of descriptors that `control` passes on.
+    pub passed: Vec<OwnedFd>,
+}
+
+/// Copies the payload of a call that gives one buffer.
+///
+/// # Errors
+/// `EFAULT`; `EMSGSIZE` for a datagram that is too long.
+pub fn copy_payload(caller: &Caller, held: &Held, pointer: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    let length = usize::try_from(length).map_err(|_| Errno::EINVAL)?;
+    if length > PAYLOAD_MAX && !held.is_stream() {
+        return Err(Errno::EMSGSIZE);
+    }
+    caller.copy(pointer, length.min(PAYLOAD_MAX))
+}
+
+/// `struct msghdr` of the caller, as numbers.
+struct Header {
+    name: u64,
+    name_length: u32,
+    parts: u64,
+    parts_count: u64,
+    control: u64,
+    control_length: u64,
+}
+
+/// Size of `struct msghdr` on 64-bit machines; `struct mmsghdr` is 8 longer.
+pub const HEADER_SIZE: u64 = 56;
+
+/// Copies a message of sendmsg(2).
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn copy_message(view: &View, caller: &Caller, held: &Held, pointer: u64, flags: i32) -> Result<Message, Errno> {
+    let raw = caller.copy(pointer, HEADER_SIZE as usize)?;
+    let word = |at: usize| u64::from_ne_bytes(raw[at..at + 8].try_into().unwrap_or_default());
+    let header = Header {
+        name: word(0),
+        name_length: word(8) as u32,
+        parts: word(16),
+        parts_count: word(24),
+        control: word(32),
+        control_length: word(40),
+    };
+    if header.parts_count > PARTS_MAX {
+        return Err(Errno::EMSGSIZE);
+    }
+    if header.control_length > CONTROL_MAX {
+        return Err(Errno::ENOBUFS);
+    }
+    let mut message = Message { flags, ..Message::default() };
+    if header.name != 0 && header.name_length != 0 {
+        // The kernel cuts a longer name (`__copy_msghdr`, net/socket.c).
+        let length = if (header.name_length as i32) < 0 { return Err(Errno::EINVAL) } else { header.name_length };
+        let bytes = copy_address(caller, header.name, u64::from(length).min(ADDRESS_MAX as u64))?;
+        message.target = Some(destination(view, caller, held, bytes)?);
+    }
+    let parts = caller.copy(header.parts, header.parts_count as usize * 16)?;
+    for part in parts.chunks_exact(16) {
+        let (base, length) = part.split_at(8);
+        let base = u64::from_ne_bytes(base.try_into().map_err(|_| Errno::EFAULT)?);
+        let length = u64::from_ne_bytes(length.try_into().map_err(|_| Errno::EFAULT)?);
+        let room = (PAYLOAD_MAX - message.data.len()) as u64;
+        if length > room && !held.is_stream() {
+            return Err(Errno::EMSGSIZE);
+        }
+        message.data.extend(caller.copy(base, length.min(room) as usize)?);
+    }
+    if header.control != 0 && header.control_length != 0 {
+        let control = caller.copy(header.control, header.control_length as usize)?;
+        (message.control, message.passed) = translate_control(caller, control)?;
+    }
+    Ok(message)
+}
+
+/// Replaces what in control messages means something else to us than to the caller: its descriptors.
+fn translate_control(caller: &Caller, mut control: Vec<u8>) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+    const HEADER: usize = 16; // sizeof(struct cmsghdr)
+    const SCM_MAX_FD: usize = 253; // include/net/scm.h
+    let mut passed = Vec::new();
+    let mut at = 0;
+    while at + HEADER <= control.len() {
+        let length = usize::from_ne_bytes(control[at..at + 8].try_into().unwrap_or_default());
+        let level = i32::from_ne_bytes(control[at + 8..at + 12].try_into().unwrap_or_default());
+        let kind = i32::from_ne_bytes(control[at + 12..at + 16].try_into().unwrap_or_default());
+        if length < HEADER || length > control.len() - at {
+            return Err(Errno::EINVAL);
+        }
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for fd in control[at + HEADER..at + length].chunks_exact_mut(4) {
+                    if passed.len() == SCM_MAX_FD {
+                        return Err(Errno::EINVAL);
+                    }
+                    let theirs = i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
+                    let ours = caller.descriptor(theirs).map_err(|_| Errno::EBADF)?;
+                    fd.copy_from_slice(&ours.as_raw_fd().to_ne_bytes());
+                    passed.push(ours);
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => check_claim(caller, &control[at + HEADER..at + length])?,
+            // A routing header sends the packet somewhere else first than to the address that was decided on.
+            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR | IPV6_2292RTHDR) | (libc::IPPROTO_IP, libc::IP_RETOPTS) => {
+                return Err(Errno::EPERM);
+            }
+            _ => {}
+        }
+        at += length.next_multiple_of(8);
+    }
+    Ok((control, passed))
+}
+
+/// The routing header of RFC 2292 (linux/in6.h).
+const IPV6_2292RTHDR: i32 = 5;
+
+/// `scm_check_creds` (net/core/scm.c): who may say that a message is from whom. The kernel will ask this about us, who may
+/// say more than the caller may.
+fn check_claim(caller: &Caller, claim: &[u8]) -> Result<(), Errno> {
+    const CAP_SETGID: u64 = 1 << 6;
+    const CAP_SETUID: u64 = 1 << 7;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let number = |n: usize| claim.get(n * 4..n * 4 + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    let (Some(pid), Some(uid), Some(gid)) = (number(0), number(1), number(2)) else { return Err(Errno::EINVAL) };
+    let status = &caller.status;
+    let has = |capability| status.identity.capabilities & capability != 0;
+    let may = (pid == status.pid || has(CAP_SYS_ADMIN))
+        && (status.uids.iter().take(3).any(|own| *own == uid) || has(CAP_SETUID))
+        && (status.gids.iter().take(3).any(|own| *own == gid) || has(CAP_SETGID));
+    if may { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// A socket and the address for the event.
+pub fn endpoint(held: &Held, address: Address) -> Endpoint {
+    Endpoint { socket: held.socket, address }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(family: i32) -> Socket {
+        Socket { family: family as u16, kind: libc::SOCK_DGRAM as u32, protocol: 17 }
+    }
+
+    fn v4(family: i32) -> Vec<u8> {
+        [&(family as u16).to_ne_bytes()[..], &443_u16.to_be_bytes(), &[10, 0, 0, 1], &[0; 8]].concat()
+    }
+
+    #[test]
+    fn unspec_on_an_ipv4_socket_is_the_ipv4_address_that_the_kernel_takes_it_for() {
+        let ten = Address::Ipv4 { ip: Ipv4Addr::new(10, 0, 0, 1), port: 443 };
+        assert_eq!(decode(&on(libc::AF_INET), &v4(libc::AF_INET)), ten);
+        assert_eq!(decode(&on(libc::AF_INET), &v4(libc::AF_UNSPEC)), ten);
+        assert_eq!(decode(&on(libc::AF_INET6), &v4(libc::AF_UNSPEC)), Address::Unspecified);
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address_in_it() {
+        let mut bytes = [&(libc::AF_INET6 as u16).to_ne_bytes()[..], &80_u16.to_be_bytes(), &[0; 4]].concat();
+        bytes.extend_from_slice(&Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+        bytes.extend_from_slice(&[0; 4]);
+        let expected = Address::Ipv4 { ip: Ipv4Addr::LOCALHOST, port: 80 };
+        assert_eq!(decode(&on(libc::AF_INET6), &bytes), expected);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_decode_to_some_address(family in 0..50, bytes: Vec<u8>) {
+            decode(&on(family), &bytes);
+            unix_path(&on(libc::AF_UNIX), &bytes);
+        }
+    }
+}
