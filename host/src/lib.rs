@@ -5,6 +5,9 @@
 
 pub mod audit;
 pub mod decide;
+pub mod enforce;
 pub mod event;
+pub mod intercept;
 pub mod plugin;
 pub mod policy;
+pub mod sys;

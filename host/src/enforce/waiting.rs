@@ -1,7 +1,7 @@
 //! Waiting on behalf of a caller, who must not notice: it can be killed, interrupted by a signal, stopped.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,7 +29,7 @@ pub enum Woken {
 /// How often a waiting caller is looked at. The kernel tells nobody but the caller that it has got a signal.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// Waits until `fd` is ready, or for a while if there is nothing to be ready for.
+/// Waits until `fd` is ready for `events`, or for a while if there are none to wait for.
 pub fn until_ready(
     listener: &Listener,
     id: u64,
@@ -44,11 +44,14 @@ pub fn until_ready(
             return Woken::TimedOut;
         }
         let left = deadline.map_or(GLANCE, |deadline| GLANCE.min(deadline - now));
-        let timeout = PollTimeout::try_from(left.max(Duration::from_millis(1))).unwrap_or(PollTimeout::ZERO);
-        let mut fds = [PollFd::new(fd, events)];
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            _ => return Woken::Ready,
+        if events.is_empty() {
+            std::thread::sleep(left);
+        } else {
+            let timeout = PollTimeout::try_from(left.max(Duration::from_millis(1))).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut [PollFd::new(fd, events)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                _ => return Woken::Ready,
+            }
         }
         if !listener.is_valid(id) {
             return Woken::Gone;
@@ -90,9 +93,4 @@ pub fn interrupt(listener: &Listener, id: u64, caller: &Caller, restartable: boo
     let _ = waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD));
     let _ = ptrace::detach(pid, None);
     sent
-}
-
-/// The descriptor to wait on where there is none to be ready: nothing ever happens on it.
-pub fn nothing(fd: &impl AsFd) -> (BorrowedFd<'_>, PollFlags) {
-    (fd.as_fd(), PollFlags::empty())
 }
