@@ -5,5 +5,6 @@
 pub mod credentials;
 pub mod notify;
 pub mod pidfd;
+pub mod process;
 pub mod seccomp;
 pub mod socket;
