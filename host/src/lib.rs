@@ -8,6 +8,7 @@ pub mod decide;
 pub mod enforce;
 pub mod event;
 pub mod intercept;
+pub mod launch;
 pub mod plugin;
 pub mod policy;
 pub mod sys;
