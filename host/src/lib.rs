@@ -8,3 +8,4 @@ pub mod decide;
 pub mod event;
 pub mod plugin;
 pub mod policy;
+pub mod sys;
