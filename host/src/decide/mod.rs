@@ -3,12 +3,17 @@
 //! May depend on `event`, `policy` and `plugin`. Knows nothing of the kernel: what a plugin wants to know beyond the event
 //! comes through [`Facts`], which `intercept` answers from the live process and a replay from the record.
 
+mod chain;
+
 use std::time::Duration;
 
-use crate::event::Subject;
+pub use self::chain::{Chain, ChainError, Judge};
+use crate::event::{EventKind, Subject};
 
 /// What a plugin may ask about the event at hand. Fetched only when asked for.
-pub trait Facts {
+///
+/// The plugin's instance keeps them for the length of a decision, hence `Send`, `Sync`, and an `Arc` of them.
+pub trait Facts: Send + Sync {
     /// Ancestors of the subject, parent first, as far as they belong to the workload.
     fn ancestors(&self) -> Vec<Subject>;
     /// SHA-256 in lower-case hexadecimal of a file of the event.
@@ -75,12 +80,24 @@ pub struct Decision {
     pub took: Duration,
 }
 
+impl Decision {
+    /// The errno(3) that the caller of an event of this kind gets; `None` if it is allowed.
+    pub fn errno(&self, kind: EventKind) -> Option<i32> {
+        let denial = self.denial.as_ref()?;
+        Some(match denial.errno {
+            Some(errno) => errno.into(),
+            None if matches!(kind, EventKind::Exec | EventKind::ExecFileless) => libc::EACCES,
+            None => libc::EPERM,
+        })
+    }
+}
+
 /// A plugin that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
     /// Its name.
     pub plugin: String,
-    /// `trap`, `deadline`, `memory`, `panic`, …
+    /// One of [`crate::plugin::kind`]: `trap`, `deadline`, `memory`, `panic`, …
     pub kind: String,
     /// What the runtime said.
     pub message: String,

@@ -166,8 +166,8 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::
     })();
     if result.is_ok() {
         let made = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        let is_socket = made
-            .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK);
+        let is_socket =
+            made.is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK);
         if !is_socket {
             return Performed::Mismatch;
         }
@@ -194,14 +194,7 @@ pub fn accept(desk: &Desk<'_>, held: &Held) -> Result<(Held, Vec<u8>), Performed
             Err(error) if blocks && error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(Err(error).into()),
         }
-        match waiting::until_ready(
-            desk.listener,
-            desk.id,
-            desk.caller,
-            held.fd.as_fd(),
-            PollFlags::POLLIN,
-            deadline,
-        ) {
+        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), PollFlags::POLLIN, deadline) {
             Woken::Ready => {}
             Woken::Gone => return Err(Performed::Gone),
             Woken::Signal => return Err(Performed::Interrupted { restartable: timeout == 0 }),

@@ -86,14 +86,8 @@ struct Row {
     when: When,
 }
 
-const NETWORK: &[EventKind] = &[
-    EventKind::Connect,
-    EventKind::Bind,
-    EventKind::Listen,
-    EventKind::Accept,
-    EventKind::Send,
-    EventKind::Socket,
-];
+const NETWORK: &[EventKind] =
+    &[EventKind::Connect, EventKind::Bind, EventKind::Listen, EventKind::Accept, EventKind::Send, EventKind::Socket];
 const EXEC: &[EventKind] = &[EventKind::Exec, EventKind::ExecFileless];
 const CREDENTIALS: &[EventKind] = &[EventKind::Credentials];
 const FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;

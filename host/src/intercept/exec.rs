@@ -191,8 +191,7 @@ fn is_fileless(named: &File, file: BorrowedFd<'_>) -> bool {
 /// as ld.so(8) and its relatives are.
 fn is_loader(executable: &File, names_no_loader: bool) -> bool {
     let name = Path::new(&executable.path).file_name().unwrap_or_default().as_bytes();
-    names_no_loader
-        && (name.starts_with(b"ld-") || name.starts_with(b"ld.so") || name.starts_with(b"ld64.so"))
+    names_no_loader && (name.starts_with(b"ld-") || name.starts_with(b"ld.so") || name.starts_with(b"ld64.so"))
         || name.starts_with(b"ld-musl-")
         || name == b"libc.so"
 }
@@ -234,8 +233,13 @@ fn lossy(bytes: &[u8]) -> String {
 /// What the beginning of a file says of how the kernel runs it.
 #[derive(Debug, PartialEq, Eq)]
 enum Head {
-    Script { interpreter: Vec<u8>, argument: Option<Vec<u8>> },
-    Elf { loader: Option<Vec<u8>> },
+    Script {
+        interpreter: Vec<u8>,
+        argument: Option<Vec<u8>>,
+    },
+    Elf {
+        loader: Option<Vec<u8>>,
+    },
     /// Neither: the kernel will refuse it, or has a binfmt_misc handler, which the verification then finds.
     Unknown,
 }
@@ -340,9 +344,9 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
 /// The value of a variable in the environment block that the caller hands to the new program. At most 64 KiB are looked at.
 pub fn environment(caller: &Caller, envp: u64, name: &str) -> Option<String> {
     let (block, _) = copy_arguments(caller, envp).ok()?;
-    let entry = block.into_iter().find(|entry| {
-        entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
-    })?;
+    let entry = block
+        .into_iter()
+        .find(|entry| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))?;
     Some(OsStr::from_bytes(&entry[name.len() + 1..]).to_string_lossy().into_owned())
 }
 

@@ -129,8 +129,8 @@ fn plain(socket: &Socket, bytes: Vec<u8>) -> Target {
 
 fn unix_path<'a>(socket: &Socket, bytes: &'a [u8]) -> Option<&'a [u8]> {
     let path = bytes.get(2..)?;
-    let is_unix = i32::from(socket.family) == libc::AF_UNIX
-        && u16::from_ne_bytes([bytes[0], bytes[1]]) == libc::AF_UNIX as u16;
+    let is_unix =
+        i32::from(socket.family) == libc::AF_UNIX && u16::from_ne_bytes([bytes[0], bytes[1]]) == libc::AF_UNIX as u16;
     if !is_unix || path.is_empty() || path[0] == 0 {
         return None;
     }

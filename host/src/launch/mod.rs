@@ -93,8 +93,8 @@ pub fn run(
             }
             let protected = Protected { group: getpid().as_raw() as u32 };
             let outside = Outside { to_guardian: File::from(to_guardian), guardian, group };
-            let result = filter(Some(protected))
-                .and_then(|filter| supervise(launch, &filter, mask, supervision, Some(outside)));
+            let result =
+                filter(Some(protected)).and_then(|filter| supervise(launch, &filter, mask, supervision, Some(outside)));
             match result {
                 Ok(_) => std::process::exit(0),
                 Err(error) => {
@@ -149,9 +149,9 @@ fn supervise(
     let (report, report_end) = pipe2(OFlag::O_CLOEXEC)?;
     let (go_end, go) = pipe2(OFlag::O_CLOEXEC)?;
     let is_init = outside.is_none();
-    let terminal = File::open("/dev/tty").ok().filter(|tty| {
-        is_init && nix::unistd::tcgetpgrp(tty).is_ok_and(|foreground| foreground == getpgrp())
-    });
+    let terminal = File::open("/dev/tty")
+        .ok()
+        .filter(|tty| is_init && nix::unistd::tcgetpgrp(tty).is_ok_and(|foreground| foreground == getpgrp()));
     let setup = Setup {
         filter,
         killable,
@@ -231,7 +231,10 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: &mut Opt
             return Ok(code);
         }
         let stopped = status.is_none() && state_of(command) == Some('T');
-        if stopped && !was_stopped && let Some(outside) = outside {
+        if stopped
+            && !was_stopped
+            && let Some(outside) = outside
+        {
             outside.tell(&Message::Stopped);
         }
         was_stopped = stopped;

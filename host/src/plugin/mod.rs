@@ -1,3 +1,347 @@
-//! Plugins in wasmtime: engine, limits, compiled-module cache, host functions.
+//! Plugins in wasmtime: engine, limits, host functions.
+//!
+//! A plugin is a component without any rights: it computes on what it is given, for as long and in as much memory as the
+//! policy says, and whatever it does ends in a [`Verdict`] or a [`Failure`]. Start at [`Plugin`].
 //!
 //! May depend on `event`, `policy` and `decide`'s types; knows nothing of the kernel.
+
+mod bindings;
+mod code;
+mod engine;
+pub mod engine_config;
+mod host;
+mod limits;
+mod text;
+
+use std::io;
+use std::mem;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Store, Trap};
+
+use self::bindings::{PluginPre, types};
+pub use self::engine::{Clock, Engine, EngineError};
+use self::host::{Log, State, TooManyFacts};
+use self::limits::OverLimit;
+use self::text::clean;
+use crate::decide::{Denial, Facts, Failure, Verdict};
+use crate::event::{Event, EventKinds};
+use crate::policy::PluginSettings;
+
+/// How long an instance may take to come up: its start functions, and reading its configuration.
+const START: Duration = Duration::from_secs(5);
+/// How many bytes a plugin can hand to the host in one call, in either direction.
+const TRANSFER: usize = 1 << 20;
+/// The largest errno(3) of Linux.
+const ERRNOS: std::ops::RangeInclusive<u16> = 1..=133;
+
+/// Bytes of what a plugin says, beyond which it is cut.
+const NAME: usize = 128;
+const SENTENCE: usize = 1024;
+
+/// A loaded and configured plugin.
+pub struct Plugin {
+    name: Arc<str>,
+    blueprint: Blueprint,
+    /// In ticks of the clock.
+    deadline: u64,
+    description: Description,
+    subscriptions: EventKinds,
+    instance: Instance,
+}
+
+/// What a plugin says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Its own name; the policy may call it otherwise.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// A JSON Schema of its configuration.
+    pub config_schema: Option<String>,
+}
+
+/// Why a plugin cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its file has other content than the policy says.
+    #[error("has the sha256 {actual}, the policy says {expected}")]
+    Digest {
+        /// What the policy says.
+        expected: String,
+        /// What the file has, in lower-case hexadecimal.
+        actual: String,
+    },
+    /// It is not a component, or cannot be compiled.
+    #[error("{0}")]
+    Invalid(String),
+    /// It wants more of the host than plugins get.
+    #[error("imports {0}; a plugin may import nothing but callgate:policy/host@0.1")]
+    Import(String),
+    /// It is a component, but not a plugin.
+    #[error("is no plugin of callgate:policy@0.1: {0}")]
+    Interface(String),
+    /// It failed before it was configured.
+    #[error("does not start: {} ({})", .0.message, .0.kind)]
+    Start(Failure),
+    /// It refused its configuration.
+    #[error("{message}")]
+    Config {
+        /// Where in the configuration: a JSON Pointer, empty for all of it.
+        pointer: String,
+        /// What is wrong there.
+        message: String,
+        /// What to write instead.
+        hint: Option<String>,
+    },
+}
+
+impl Plugin {
+    /// Loads, instantiates and configures the plugin. `builtin` is the code of the built-in one, compiled ahead of time.
+    /// The engine's clock must run.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(engine: &Engine, settings: &PluginSettings, builtin: &'static [u8]) -> Result<Self, LoadError> {
+        let component = code::component(engine, settings, builtin)?;
+        let mut linker = Linker::new(engine.wasm());
+        let code = bindings::Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)
+            .and_then(|()| PluginPre::new(linker.instantiate_pre(&component)?))
+            .map_err(|e| LoadError::Interface(format!("{e:#}")))?;
+
+        let name: Arc<str> = settings.name.as_str().into();
+        let blueprint =
+            Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
+        let (live, description, subscriptions) = blueprint.start(Log::new(Arc::clone(&name))).map_err(|e| match e {
+            StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
+            StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
+        })?;
+        Ok(Self {
+            name,
+            blueprint,
+            deadline: engine::ticks(settings.deadline),
+            description,
+            subscriptions,
+            instance: Instance::Live(live),
+        })
+    }
+
+    /// Its name in the policy.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it says it is.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The kinds of event that it wants to be asked about.
+    pub fn subscriptions(&self) -> EventKinds {
+        self.subscriptions
+    }
+
+    /// Asks the plugin. `facts` are those of `event`.
+    ///
+    /// # Errors
+    /// The plugin gave no answer, or none that makes sense. It then has a fresh instance for the next event; if none can be
+    /// had, it fails from now on.
+    pub fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+        let live = match &mut self.instance {
+            Instance::Live(live) => live,
+            Instance::Failed(failure) => return Err(failure.clone()),
+        };
+        let Some(running) = self.blueprint.engine.running() else {
+            return Err(Broken::clock().failure(&self.name));
+        };
+        let answer = live.decide(event, facts, self.deadline);
+        drop(running);
+        answer.map_err(|broken| {
+            let failure = broken.failure(&self.name);
+            self.restart(&failure);
+            failure
+        })
+    }
+
+    /// Replaces the instance, whose state nobody can trust any more.
+    fn restart(&mut self, failure: &Failure) {
+        let Instance::Live(old) = mem::replace(&mut self.instance, Instance::Failed(failure.clone())) else {
+            return;
+        };
+        // The log goes over: a plugin that traps at every event gets no more to say for it.
+        self.instance = match self.blueprint.start(old.store.into_data().log) {
+            Ok((live, ..)) => Instance::Live(live),
+            Err(StartError::Failed(broken)) => Instance::Failed(broken.failure(&self.name)),
+            Err(StartError::Refused { message, .. }) => {
+                Instance::Failed(Broken::new(kind::CONFIG, message).failure(&self.name))
+            }
+        };
+    }
+}
+
+/// What instances are made from.
+struct Blueprint {
+    engine: Engine,
+    code: PluginPre<State>,
+    config: String,
+    memory: usize,
+}
+
+enum StartError {
+    Failed(Broken),
+    Refused { pointer: String, message: String, hint: Option<String> },
+}
+
+impl From<Broken> for StartError {
+    fn from(broken: Broken) -> Self {
+        Self::Failed(broken)
+    }
+}
+
+impl Blueprint {
+    /// A configured instance.
+    fn start(&self, log: Log) -> Result<(Live, Description, EventKinds), StartError> {
+        let _running = self.engine.running().ok_or_else(Broken::clock)?;
+        let mut store = Store::new(self.engine.wasm(), State::new(self.memory, log));
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(TRANSFER);
+        store.set_epoch_deadline(engine::ticks(START));
+        store.data_mut().enter(None);
+
+        let exports = match self.code.instantiate(&mut store) {
+            Ok(exports) => exports,
+            Err(e) => return Err(Broken::of(&e, &mut store).into()),
+        };
+        let guest = exports.callgate_policy_policy();
+        let description = guest.call_describe(&mut store).map_err(|e| Broken::of(&e, &mut store))?;
+        let configured = guest.call_configure(&mut store, &self.config).map_err(|e| Broken::of(&e, &mut store))?;
+        let kinds = configured.map_err(|e| StartError::Refused {
+            pointer: clean(e.pointer, SENTENCE),
+            message: clean(e.message, SENTENCE),
+            hint: e.hint.map(|hint| clean(hint, SENTENCE)),
+        })?;
+        let description = Description {
+            name: clean(description.name, NAME),
+            version: clean(description.version, NAME),
+            config_schema: description.config_schema,
+        };
+        Ok((Live { store, exports }, description, bindings::kinds(kinds)))
+    }
+}
+
+enum Instance {
+    Live(Live),
+    /// No new one could be made after the last had failed.
+    Failed(Failure),
+}
+
+struct Live {
+    store: Store<State>,
+    exports: bindings::Plugin,
+}
+
+impl Live {
+    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>, deadline: u64) -> Result<Verdict, Broken> {
+        self.store.set_epoch_deadline(deadline);
+        self.store.data_mut().enter(Some(Arc::clone(facts)));
+        let lists = bindings::Lists::of(event);
+        let answer = self.exports.callgate_policy_policy().call_decide(&mut self.store, bindings::event(event, &lists));
+        self.store.data_mut().leave();
+        match answer {
+            Ok(verdict) => check(verdict),
+            Err(e) => Err(Broken::of(&e, &mut self.store)),
+        }
+    }
+}
+
+/// Takes nothing from a plugin that would do harm in a record or at a caller.
+fn check(verdict: types::Verdict) -> Result<Verdict, Broken> {
+    match verdict {
+        types::Verdict::Allow(rule) => Ok(Verdict::Allow { rule: rule.map(|rule| clean(rule, NAME)) }),
+        types::Verdict::Abstain => Ok(Verdict::Abstain),
+        types::Verdict::Deny(denial) => {
+            if let Some(errno) = denial.errno.filter(|errno| !ERRNOS.contains(errno)) {
+                let message = format!("denied with the errno {errno}, which is not between 1 and 133");
+                return Err(Broken::new(kind::ANSWER, message));
+            }
+            Ok(Verdict::Deny(Denial {
+                rule: clean(denial.rule, NAME),
+                reason: clean(denial.reason, SENTENCE),
+                hint: denial.hint.map(|hint| clean(hint, SENTENCE)),
+                errno: denial.errno,
+            }))
+        }
+    }
+}
+
+/// The values of [`Failure::kind`].
+pub mod kind {
+    /// It did not answer in time.
+    pub const DEADLINE: &str = "deadline";
+    /// It wanted more memory than it may have.
+    pub const MEMORY: &str = "memory";
+    /// It called itself too deeply.
+    pub const STACK: &str = "stack";
+    /// It said why it gave up.
+    pub const PANIC: &str = "panic";
+    /// It did something that WebAssembly forbids.
+    pub const TRAP: &str = "trap";
+    /// It asked the host too often.
+    pub const FACTS: &str = "facts";
+    /// What it handed over makes no sense.
+    pub const ANSWER: &str = "answer";
+    /// A fresh instance refused the configuration that the first had taken.
+    pub const CONFIG: &str = "config";
+    /// The engine's clock does not run, so that the plugin may not.
+    pub const CLOCK: &str = "clock";
+}
+
+/// A failure whose plugin is still to be named.
+struct Broken {
+    kind: &'static str,
+    message: String,
+}
+
+impl Broken {
+    fn new(kind: &'static str, message: String) -> Self {
+        Self { kind, message }
+    }
+
+    fn clock() -> Self {
+        Self::new(kind::CLOCK, "the clock that would interrupt it does not run".into())
+    }
+
+    fn of(error: &wasmtime::Error, store: &mut Store<State>) -> Self {
+        if let Some(trap) = error.downcast_ref::<Trap>() {
+            match trap {
+                Trap::Interrupt => Self::new(kind::DEADLINE, "did not answer in time".into()),
+                Trap::StackOverflow => Self::new(kind::STACK, trap.to_string()),
+                _ => match store.data_mut().log.take_panic() {
+                    Some(panic) => Self::new(kind::PANIC, panic),
+                    None => Self::new(kind::TRAP, trap.to_string()),
+                },
+            }
+        } else if let Some(over) = error.downcast_ref::<OverLimit>() {
+            Self::new(kind::MEMORY, over.to_string())
+        } else if let Some(facts) = error.downcast_ref::<TooManyFacts>() {
+            Self::new(kind::FACTS, facts.to_string())
+        } else {
+            Self::new(kind::ANSWER, clean(error.root_cause().to_string(), SENTENCE))
+        }
+    }
+
+    fn failure(self, plugin: &str) -> Failure {
+        Failure { plugin: plugin.to_owned(), kind: self.kind.to_owned(), message: self.message }
+    }
+}

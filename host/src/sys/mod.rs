@@ -5,6 +5,7 @@
 pub mod credentials;
 pub mod notify;
 pub mod pidfd;
+pub mod precompiled;
 pub mod process;
 pub mod seccomp;
 pub mod socket;

@@ -145,11 +145,8 @@ mod tests {
         let returns: Vec<u32> = filter.0.iter().filter(|i| i.code == RET).map(|i| i.k).collect();
         assert!(returns.contains(&libc::SECCOMP_RET_USER_NOTIF));
         for k in returns {
-            let known = [
-                libc::SECCOMP_RET_USER_NOTIF,
-                libc::SECCOMP_RET_ALLOW,
-                libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
-            ];
+            let known =
+                [libc::SECCOMP_RET_USER_NOTIF, libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32];
             assert!(known.contains(&k), "{k:#x}");
         }
     }

@@ -103,13 +103,8 @@ pub fn option(socket: impl AsFd, name: i32) -> io::Result<i32> {
     let mut length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: pointer and length describe `value`.
     number(unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            (&raw mut value).cast(),
-            &raw mut length,
-        ) as i64
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
+            as i64
     })?;
     Ok(value)
 }
@@ -123,13 +118,8 @@ pub fn timeout_us(socket: impl AsFd, name: i32) -> io::Result<i64> {
     let mut length = size_of::<libc::timeval>() as libc::socklen_t;
     // SAFETY: pointer and length describe `value`.
     number(unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            (&raw mut value).cast(),
-            &raw mut length,
-        ) as i64
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
+            as i64
     })?;
     Ok(value.tv_sec * 1_000_000 + value.tv_usec)
 }

@@ -1,0 +1,121 @@
+//! From a policy's words to compiled code that may be instantiated.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+
+use super::{Engine, LoadError};
+use crate::policy::{PluginSettings, PluginSource};
+use crate::sys::precompiled;
+
+/// The largest component that is read. Those of the SDK have a hundred kilobytes; one with an interpreter of another
+/// language in it has ten megabytes.
+const SIZE: u64 = 64 << 20;
+
+/// The version of the interface that this host speaks.
+const INTERFACE: &str = "0.1";
+
+/// The code of the plugin: `builtin` for the built-in one, else read from its file, checked and compiled.
+pub(super) fn component(
+    engine: &Engine,
+    settings: &PluginSettings,
+    builtin: &'static [u8],
+) -> Result<Component, LoadError> {
+    let component = match &settings.source {
+        PluginSource::Builtin => precompiled::component(engine.wasm(), builtin)
+            .map_err(|e| LoadError::Invalid(format!("the built-in plugin does not fit this executable: {e:#}")))?,
+        PluginSource::File { path, sha256 } => {
+            let bytes = read(path)?;
+            if let Some(expected) = sha256 {
+                check_digest(&bytes, expected)?;
+            }
+            compile(engine, &bytes)?
+        }
+    };
+    check_imports(engine, &component)?;
+    Ok(component)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let failed = |source| LoadError::Read { path: path.to_owned(), source };
+    // A fifo would hold up the start; a device may never end.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(SIZE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > SIZE {
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {SIZE} bytes"))));
+    }
+    Ok(bytes)
+}
+
+fn check_digest(bytes: &[u8], expected: &str) -> Result<(), LoadError> {
+    let actual: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    if actual.eq_ignore_ascii_case(expected) {
+        Ok(())
+    } else {
+        Err(LoadError::Digest { expected: expected.to_owned(), actual })
+    }
+}
+
+fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
+    match bytes {
+        // Magic and version (binary format, 5.5.16).
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(LoadError::Invalid(
+            "a core module, not a component: make one of it with `wasm-tools component new`".into(),
+        )),
+        [b'\0', b'a', b's', b'm', ..] => Component::from_binary(engine.wasm(), bytes)
+            .map_err(|e| LoadError::Invalid(format!("not a valid component: {e:#}"))),
+        _ => Err(LoadError::Invalid("not webassembly".into())),
+    }
+}
+
+/// Refuses by name what the linker would refuse by absence: whoever adds to the linker has to come by here.
+fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError> {
+    match component.component_type().imports(engine.wasm()).find(|(name, _)| !may_import(name)) {
+        Some((name, _)) => Err(LoadError::Import(name.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn may_import(name: &str) -> bool {
+    let Some((interface, version)) = name.split_once('@') else {
+        return false;
+    };
+    let patch = version.strip_prefix(INTERFACE).and_then(|rest| rest.strip_prefix('.'));
+    matches!(interface, "callgate:policy/host" | "callgate:policy/types")
+        && patch.is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_import;
+
+    #[test]
+    fn only_the_interface_of_this_version_may_be_imported() {
+        for name in ["callgate:policy/host@0.1.0", "callgate:policy/types@0.1.0", "callgate:policy/host@0.1.17"] {
+            assert!(may_import(name), "{name}");
+        }
+        for name in [
+            "wasi:cli/environment@0.2.0",
+            "callgate:policy/host",
+            "callgate:policy/host@0.2.0",
+            "callgate:policy/host@0.10.0",
+            "callgate:policy/host@0.1",
+            "callgate:policy/host@0.1.",
+            "callgate:policy/host@0.1.0-rc.1",
+            "callgate:policy/policy@0.1.0",
+            "host@0.1.0",
+            "",
+        ] {
+            assert!(!may_import(name), "{name}");
+        }
+    }
+}

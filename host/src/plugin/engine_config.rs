@@ -1,0 +1,16 @@
+//! How plugins are compiled: the same here and where the built-in ones are compiled ahead of time, since wasmtime refuses
+//! code that was compiled under another configuration.
+//!
+//! Depends on nothing but wasmtime: a build script may include this file.
+
+/// The configuration of every engine.
+pub fn config() -> wasmtime::Config {
+    let mut config = wasmtime::Config::new();
+    config.wasm_component_model(true);
+    // Deadlines: compiled code compares a counter at every loop and function.
+    config.epoch_interruption(true);
+    // A plugin recurses on its own data at most; receiver threads have 2 MiB.
+    config.max_wasm_stack(512 << 10);
+    config.cranelift_opt_level(wasmtime::OptLevel::Speed);
+    config
+}

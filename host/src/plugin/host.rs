@@ -1,0 +1,164 @@
+//! What a plugin may call: its log, and facts about the event at hand.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::bindings::callgate::policy::host::{FileRole, Host, Level, Subject};
+use super::bindings::types;
+use super::limits::Limits;
+use super::text::clean;
+use crate::decide::{self, Facts};
+
+/// How many facts a plugin may ask for in one decision: each costs system calls.
+const FACTS: u32 = 256;
+/// How many ancestors it gets, as the interface says.
+const ANCESTORS: usize = 64;
+
+/// What belongs to an instance.
+pub(super) struct State {
+    pub(super) limits: Limits,
+    pub(super) log: Log,
+    /// The event at hand, while there is one.
+    facts: Option<Arc<dyn Facts>>,
+    asked: u32,
+}
+
+impl State {
+    pub(super) fn new(memory: usize, log: Log) -> Self {
+        Self { limits: Limits::new(memory), log, facts: None, asked: 0 }
+    }
+
+    /// Begins a decision.
+    pub(super) fn enter(&mut self, facts: Option<Arc<dyn Facts>>) {
+        self.facts = facts;
+        self.asked = 0;
+        self.log.enter();
+    }
+
+    /// Ends it.
+    pub(super) fn leave(&mut self) {
+        self.facts = None;
+    }
+
+    fn facts(&mut self) -> Result<Option<&dyn Facts>, TooManyFacts> {
+        self.asked += 1;
+        if self.asked > FACTS {
+            return Err(TooManyFacts);
+        }
+        Ok(self.facts.as_deref())
+    }
+}
+
+/// A plugin keeps asking.
+#[derive(Debug, thiserror::Error)]
+#[error("asks for more than {FACTS} facts in one decision")]
+pub(super) struct TooManyFacts;
+
+impl types::Host for State {}
+
+impl Host for State {
+    fn log(&mut self, level: Level, message: String) -> wasmtime::Result<()> {
+        self.log.write(level, message);
+        Ok(())
+    }
+
+    fn ancestors(&mut self) -> wasmtime::Result<Vec<Subject>> {
+        let ancestors = self.facts()?.map(Facts::ancestors).unwrap_or_default();
+        Ok(ancestors.into_iter().take(ANCESTORS).map(subject).collect())
+    }
+
+    fn digest(&mut self, role: FileRole) -> wasmtime::Result<Result<String, String>> {
+        let role = match role {
+            FileRole::File => decide::FileRole::File,
+            FileRole::Interpreter(position) => decide::FileRole::Interpreter(position as usize),
+            FileRole::Loader => decide::FileRole::Loader,
+        };
+        Ok(match self.facts()? {
+            Some(facts) => facts.digest(role),
+            None => Err("no event is being decided".into()),
+        })
+    }
+
+    fn environment(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.facts()?.and_then(|facts| facts.environment(&name)))
+    }
+}
+
+fn subject(subject: crate::event::Subject) -> Subject {
+    Subject {
+        pid: subject.pid,
+        tid: subject.tid,
+        parent: subject.parent,
+        executable: subject.executable,
+        uid: subject.uid,
+        gid: subject.gid,
+    }
+}
+
+/// A plugin's log messages, of which only so many and so much get through.
+pub(super) struct Log {
+    plugin: Arc<str>,
+    /// Messages of this call.
+    call: u32,
+    /// The second at hand, and the messages in it.
+    second: Option<Instant>,
+    messages: u32,
+    /// Messages that were dropped and not yet spoken of.
+    dropped: u64,
+    /// The first panic message of this call.
+    panic: Option<String>,
+}
+
+impl Log {
+    /// Bytes of one message.
+    const LENGTH: usize = 4096;
+    /// Messages in one call of the plugin.
+    const PER_CALL: u32 = 32;
+    /// Messages in a second.
+    const PER_SECOND: u32 = 200;
+
+    pub(super) fn new(plugin: Arc<str>) -> Self {
+        Self { plugin, call: 0, second: None, messages: 0, dropped: 0, panic: None }
+    }
+
+    /// What the panic handler of the plugin said in this call.
+    pub(super) fn take_panic(&mut self) -> Option<String> {
+        self.panic.take()
+    }
+
+    fn enter(&mut self) {
+        self.call = 0;
+        self.panic = None;
+    }
+
+    fn write(&mut self, level: Level, message: String) {
+        let message = clean(message, Self::LENGTH);
+        // Rust's panic messages begin so, and the SDK logs them. What it says is worth more than the trap that follows.
+        if level == Level::Error && self.panic.is_none() && message.starts_with("panicked at ") {
+            self.panic = Some(message.clone());
+        }
+        let now = Instant::now();
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            self.second = Some(now);
+            self.messages = 0;
+            if self.dropped > 0 {
+                tracing::warn!(target: "callgate::plugin", plugin = &*self.plugin, "{} messages dropped", self.dropped);
+                self.dropped = 0;
+            }
+        }
+        if self.call >= Self::PER_CALL || self.messages >= Self::PER_SECOND {
+            self.dropped += 1;
+            return;
+        }
+        self.call += 1;
+        self.messages += 1;
+        let plugin = &*self.plugin;
+        match level {
+            Level::Error => tracing::error!(target: "callgate::plugin", plugin, "{message}"),
+            Level::Warn => tracing::warn!(target: "callgate::plugin", plugin, "{message}"),
+            Level::Info => tracing::info!(target: "callgate::plugin", plugin, "{message}"),
+            Level::Debug => tracing::debug!(target: "callgate::plugin", plugin, "{message}"),
+            Level::Trace => tracing::trace!(target: "callgate::plugin", plugin, "{message}"),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Native code of components that were compiled ahead of time.
+
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// Loads a component that the build compiled into this executable. `code` must be such bytes, which is why it is `'static`
+/// and why this is no part of the library's face.
+///
+/// # Errors
+/// The code was compiled by another version of wasmtime, or under another configuration.
+pub(crate) fn component(engine: &Engine, code: &'static [u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes were written by wasmtime's own compiler in this executable's build and lie in its read-only data;
+    // whoever can change them can change the executable. Version and configuration are checked by wasmtime.
+    unsafe { Component::deserialize(engine, code) }
+}
