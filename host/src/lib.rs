@@ -11,4 +11,5 @@ pub mod intercept;
 pub mod launch;
 pub mod plugin;
 pub mod policy;
+pub mod supervise;
 pub mod sys;

@@ -1,4 +1,5 @@
 //! Native code of components that were compiled ahead of time.
+#![allow(unsafe_code)]
 
 use wasmtime::Engine;
 use wasmtime::component::Component;

@@ -1,0 +1,571 @@
+//! The way of a notification, from the kernel and back: intercept, decide, enforce, record.
+//!
+//! Plain threads that block, each of which does everything for the notification that it has received: handing it to another
+//! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
+//! takes long (a connection, a page that does not come) delays no other.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::mount::MsFlags;
+use nix::sys::stat::Mode as FileMode;
+
+use crate::audit::{Audit, Outcome, Record};
+use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
+use crate::enforce::exec::{self as verified, Verified};
+use crate::enforce::network::{self as perform, Desk, Performed};
+use crate::enforce::waiting;
+use crate::event::{Action, Event, EventKind, EventKinds, Subject};
+use crate::intercept::calls::{self, Call};
+use crate::intercept::caller::{self, Caller, Status};
+use crate::intercept::exec::{Program, digest, environment};
+use crate::intercept::network::{self, Held};
+use crate::intercept::path::View;
+use crate::intercept::{self, Copy, Intercepted};
+use crate::launch::Supervision;
+use crate::plugin::{Clock, Engine};
+use crate::policy::{AuditSettings, Mode};
+use crate::sys::credentials::{self, Identity};
+use crate::sys::notify::{Answer, Listener, Notification};
+use crate::sys::{pidfd, process, seccomp};
+
+/// Everything that a decision needs, before there are threads.
+pub struct Supervisor {
+    engine: Engine,
+    chain: Option<Chain>,
+    mode: Mode,
+    audit: AuditSettings,
+    withheld: u64,
+    running: Option<(Arc<Office>, Clock)>,
+}
+
+impl Supervisor {
+    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
+    pub fn new(engine: Engine, chain: Chain, mode: Mode, audit: AuditSettings, without: &[u32]) -> Self {
+        let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
+        Self { engine, chain: Some(chain), mode, audit, withheld, running: None }
+    }
+}
+
+/// What the threads share.
+struct Office {
+    listener: Listener,
+    view: Arc<View>,
+    wanted: EventKinds,
+    chain: Mutex<Chain>,
+    mode: Mode,
+    audit: Audit,
+    own: Identity,
+    withheld: u64,
+    guardian: Option<u32>,
+    idle: AtomicUsize,
+    over: AtomicBool,
+}
+
+/// How many threads there may be: that many calls under way, and the rest waits in the kernel.
+const THREADS: usize = 4096;
+/// How many threads stay when there is nothing to do.
+const IDLE: usize = 3;
+const STACK: usize = 1 << 20;
+
+impl Supervision for Supervisor {
+    fn begin(&mut self, listener: Listener, _killable: bool, guardian: Option<u32>) -> Result<()> {
+        let chain = self.chain.take().context("begun twice")?;
+        let view = Arc::new(own_view()?);
+        listener.synchronous_wake_up();
+        let clock = self.engine.start_clock()?;
+        let own = Status::read(openat(view.proc(), "self", OFlag::O_PATH, FileMode::empty())?.as_fd_())?.identity;
+        let office = Arc::new(Office {
+            listener,
+            view,
+            wanted: chain.subscriptions(),
+            chain: Mutex::new(chain),
+            mode: self.mode,
+            audit: Audit::start(&self.audit, self.mode)?,
+            own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
+            withheld: self.withheld,
+            guardian,
+            idle: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+        });
+        for _ in 0..2 {
+            receive(&office)?;
+        }
+        self.running = Some((office, clock));
+        Ok(())
+    }
+
+    fn command_ended(&mut self) {
+        if let Some((office, _)) = &self.running {
+            office.audit.flush(Duration::from_secs(2));
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some((office, _)) = &self.running {
+            office.over.store(true, SeqCst);
+            office.audit.finish(Duration::from_secs(2));
+        }
+    }
+}
+
+use std::os::fd::{AsFd, BorrowedFd};
+trait AsFdOnce {
+    fn as_fd_(&self) -> BorrowedFd<'_>;
+}
+impl AsFdOnce for OwnedFd {
+    fn as_fd_(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+/// Root, mounts and `/proc` as they are now, out of the workload's reach: in a mount namespace of our own, if we may. If we
+/// may not, then neither may the workload mount anything here.
+fn own_view() -> Result<View> {
+    let handle = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let outer = open("/", handle, FileMode::empty())?;
+    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .and_then(|()| nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>));
+    if let Err(error) = private {
+        tracing::debug!(%error, "no mount namespace of our own");
+    }
+    let root = open("/", handle, FileMode::empty())?;
+    let proc = match open("/proc", handle, FileMode::empty()) {
+        Ok(proc) if openat(&proc, "self", OFlag::O_PATH, FileMode::empty()).is_ok() => proc,
+        _ => process::detached_proc().context("there is no /proc, and it cannot be mounted")?,
+    };
+    View::new(root, proc, outer.as_fd()).context("cannot use /proc")
+}
+
+/// Starts one more thread that receives notifications.
+fn receive(office: &Arc<Office>) -> Result<()> {
+    let ours = Arc::clone(office);
+    office.idle.fetch_add(1, SeqCst);
+    std::thread::Builder::new()
+        .name("callgate-call".into())
+        .stack_size(STACK)
+        .spawn(move || {
+            let at_home = process::own_directory().and_then(|()| nix::unistd::fchdir(ours.view.proc()));
+            if at_home.is_err() {
+                std::process::abort();
+            }
+            work(&ours);
+        })
+        .inspect_err(|_| {
+            office.idle.fetch_sub(1, SeqCst);
+        })
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+fn work(office: &Arc<Office>) {
+    loop {
+        let notification = match office.listener.receive() {
+            Ok(notification) => notification,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => continue,
+                // A caller that died before it could be handed over; or nobody is left.
+                Some(libc::ENOENT) if !office.over.load(SeqCst) => {
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
+                }
+                _ => return,
+            },
+        };
+        if office.idle.fetch_sub(1, SeqCst) == 1 && threads() < THREADS {
+            // Without another thread calls wait for this one; nothing is lost.
+            let _ = receive(office);
+        }
+        office.handle(&notification);
+        if office.idle.fetch_add(1, SeqCst) >= IDLE {
+            office.idle.fetch_sub(1, SeqCst);
+            return;
+        }
+    }
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+impl Office {
+    fn handle(&self, notification: &Notification) {
+        let answer = self.answer(notification);
+        if let Some(answer) = answer {
+            // If the caller is gone there is nobody to tell.
+            let _ = self.listener.send(notification.id, answer);
+        }
+    }
+
+    /// What to answer; `None` if it has been answered, or there is nobody to answer.
+    fn answer(&self, notification: &Notification) -> Option<Answer> {
+        let caller = match Caller::read(&self.view, notification.tid) {
+            Ok(caller) => Arc::new(caller),
+            Err(_) if !self.listener.is_valid(notification.id) => return None,
+            Err(error) => {
+                let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
+                let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
+                return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
+            }
+        };
+        if notification.arch != seccomp::NATIVE_ARCH {
+            let why = "a system call through another architecture's entry";
+            return Some(self.refuse(caller.subject(&self.view), notification, "foreign-abi", why, Errno::ENOSYS));
+        }
+        let Some(call) = calls::call(notification.number) else {
+            let why = "a system call that the filter was not made for";
+            return Some(self.refuse(caller.subject(&self.view), notification, "unknown-call", why, Errno::ENOSYS));
+        };
+        if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
+            return self.guard(&caller, call, notification);
+        }
+        let intercepted = intercept::intercept(&self.view, &caller, self.wanted, call, notification);
+        if !self.listener.is_valid(notification.id) {
+            return None; // what was read may be somebody else's
+        }
+        match intercepted {
+            Err(errno) if self.mode == Mode::DryRun => {
+                tracing::debug!(%errno, "left to the kernel");
+                Some(Answer::Continue)
+            }
+            Err(errno) => Some(Answer::Errno(errno as i32)),
+            Ok(Intercepted::Refused(name, errno)) => {
+                let why = format!("{name} would get past the network rules");
+                Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
+            }
+            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(&caller, action, copy, notification),
+            Ok(Intercepted::Ungoverned(_)) if self.mode == Mode::DryRun => Some(Answer::Continue),
+            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
+            Ok(Intercepted::Messages(held, vector, count, flags)) => {
+                self.send_messages(&caller, &held, vector, count, flags, notification)
+            }
+            Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
+        }
+    }
+
+    /// Refuses by the supervisor's own rule, or says that it would.
+    fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
+        let credentials = crate::event::Credentials { call: format!("system call {}", call.number), ..Default::default() };
+        let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action: Action::Credentials(credentials) };
+        event.sequence = 0;
+        let denial =
+            Denial { rule: rule.to_owned(), reason: why.to_owned(), hint: None, errno: Some(errno as i32 as u16) };
+        let decision = Decision {
+            denial: Some(denial),
+            plugin: "callgate".to_owned(),
+            allowed_by: None,
+            failures: vec![],
+            candidates: vec![],
+            took: Duration::ZERO,
+        };
+        let dry = self.mode == Mode::DryRun;
+        self.record(&event, &decision, if dry { Outcome::WouldDeny(errno as i32) } else { Outcome::Denied(errno as i32) });
+        if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
+    }
+
+    fn record(&self, event: &Event, decision: &Decision, outcome: Outcome) {
+        let interesting = decision.denial.is_some() || !decision.failures.is_empty() || !decision.candidates.is_empty();
+        if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
+            return;
+        }
+        let ancestors = caller::ancestors(&self.view, &event.subject);
+        self.audit.record(&Record { mode: self.mode, event, ancestors, decision, outcome });
+    }
+
+    fn decide(&self, caller: &Arc<Caller>, action: Action, program: Option<Arc<Program>>) -> (Event, Decision, Arc<LiveFacts>) {
+        let subject = caller.subject(&self.view);
+        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: subject.clone(), action };
+        let facts = Arc::new(LiveFacts {
+            view: Arc::clone(&self.view),
+            caller: Arc::clone(caller),
+            subject,
+            program,
+            digests: Mutex::default(),
+        });
+        let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
+        let decision = self.chain.lock().unwrap_or_else(PoisonError::into_inner).decide(&mut event, &shared);
+        (event, decision, facts)
+    }
+
+    fn decide_and_enforce(&self, caller: &Arc<Caller>, action: Action, copy: Copy, call: &Notification) -> Option<Answer> {
+        let (copy, program) = match copy {
+            Copy::Exec(program) => (None, Some(Arc::<Program>::from(program))),
+            copy => (Some(copy), None),
+        };
+        let (event, decision, facts) = self.decide(caller, action, program.clone());
+        let errno = decision.errno(event.kind());
+        if let Some(answer) = self.denied(&event, &decision, errno) {
+            return Some(answer);
+        }
+        if self.mode == Mode::DryRun {
+            return Some(Answer::Continue);
+        }
+        match (program, copy) {
+            (Some(program), _) => self.run(caller, &event, &decision, &program, &facts, call.id),
+            (None, Some(copy)) => self.carry_out(caller, copy, call.id, Some((&event, &decision))),
+            (None, None) => None,
+        }
+    }
+
+    /// Records the decision; what to answer if it is a denial that counts.
+    fn denied(&self, event: &Event, decision: &Decision, errno: Option<i32>) -> Option<Answer> {
+        match errno {
+            Some(errno) if self.mode == Mode::Enforce => {
+                self.record(event, decision, Outcome::Denied(errno));
+                Some(Answer::Errno(errno))
+            }
+            Some(errno) => {
+                self.record(event, decision, Outcome::WouldDeny(errno));
+                None
+            }
+            None => {
+                self.record(event, decision, Outcome::Allowed);
+                None
+            }
+        }
+    }
+
+    fn run(
+        &self,
+        caller: &Caller,
+        event: &Event,
+        decision: &Decision,
+        program: &Program,
+        facts: &LiveFacts,
+        id: u64,
+    ) -> Option<Answer> {
+        let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let result = verified::exec(&self.listener, &self.view, id, caller, program, &digests);
+        self.verified(event, decision, result)
+    }
+
+    fn verified(&self, event: &Event, decision: &Decision, result: std::io::Result<Verified>) -> Option<Answer> {
+        let (rule, why, outcome) = match result {
+            Ok(Verified::Done | Verified::Gone) => return None,
+            Ok(Verified::Killed(why)) => ("not-what-was-decided", why, Outcome::Killed),
+            Ok(Verified::Traced) => {
+                let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
+                ("traced", why, Outcome::Denied(libc::EPERM))
+            }
+            Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
+        };
+        let denial = Denial { rule: rule.to_owned(), reason: why, hint: None, errno: None };
+        let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..decision.clone() };
+        self.record(event, &decision, outcome);
+        match outcome {
+            Outcome::Denied(errno) => Some(Answer::Errno(errno)),
+            _ => None,
+        }
+    }
+
+    fn desk<'a>(&'a self, caller: &'a Caller, id: u64) -> Desk<'a> {
+        Desk { listener: &self.listener, view: &self.view, own: &self.own, withheld: self.withheld, id, caller }
+    }
+
+    fn carry_out(&self, caller: &Caller, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+        let desk = self.desk(caller, id);
+        let performed = match &copy {
+            Copy::Numbers => return Some(Answer::Continue),
+            Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
+            Copy::Groups(groups) => {
+                let result = verified::groups(&self.listener, id, caller, groups);
+                let (event, decision) = decided?;
+                return self.verified(event, decision, result);
+            }
+            Copy::Connect(held, target) => perform::connect(&desk, held, target),
+            Copy::Bind(held, target) => perform::bind(&desk, held, target),
+            Copy::Listen(held, backlog) => perform::listen(held, *backlog),
+            Copy::Send(held, message) => perform::send(&desk, held, message),
+        };
+        self.performed(caller, performed, id, decided)
+    }
+
+    fn performed(&self, caller: &Caller, performed: Performed, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+        match performed {
+            Performed::Answer(answer) => Some(answer),
+            Performed::Gone => None,
+            Performed::Interrupted { restartable } => {
+                let _ = waiting::interrupt(&self.listener, id, caller, restartable);
+                None
+            }
+            Performed::Mismatch => {
+                let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+                let (event, decision) = decided?;
+                self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
+            }
+        }
+    }
+
+    /// sendmmsg(2): each message for itself, until one fails.
+    fn send_messages(&self, caller: &Arc<Caller>, held: &Held, vector: u64, count: u64, flags: i32, call: &Notification) -> Option<Answer> {
+        let mut sent = 0;
+        let failed = loop {
+            if sent == count {
+                break None;
+            }
+            let at = vector.wrapping_add(sent * (network::HEADER_SIZE + 8));
+            let message = match network::copy_message(&self.view, caller, held, at, flags) {
+                Ok(message) => message,
+                Err(errno) => break Some(Answer::Errno(errno as i32)),
+            };
+            if !self.listener.is_valid(call.id) {
+                return None;
+            }
+            let ours = match held.fd.try_clone() {
+                Ok(fd) => Held { fd, socket: held.socket },
+                Err(_) => break Some(Answer::Errno(libc::ENOMEM)),
+            };
+            let copy = match intercept::sending(self.wanted, ours, message) {
+                Intercepted::Event(action, copy) => {
+                    let (event, decision, _) = self.decide(caller, action, None);
+                    if let Some(answer) = self.denied(&event, &decision, decision.errno(event.kind())) {
+                        break Some(answer);
+                    }
+                    copy
+                }
+                Intercepted::Ungoverned(copy) => copy,
+                _ => break Some(Answer::Errno(libc::EPERM)),
+            };
+            let Copy::Send(held, message) = &copy else { break Some(Answer::Errno(libc::EPERM)) };
+            match perform::send(&self.desk(caller, call.id), held, message) {
+                Performed::Answer(Answer::Value(length)) => {
+                    let at = at.wrapping_add(network::HEADER_SIZE);
+                    if let Err(errno) = caller.write(at, &(length as u32).to_ne_bytes()) {
+                        break Some(Answer::Errno(errno as i32));
+                    }
+                    sent += 1;
+                }
+                other if sent == 0 => return self.performed(caller, other, call.id, None),
+                _ => break None,
+            }
+        };
+        Some(if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) })
+    }
+
+    /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
+    fn accept(&self, caller: &Arc<Caller>, held: &Held, flags: i32, call: &Notification) -> Option<Answer> {
+        if self.mode == Mode::DryRun {
+            return Some(Answer::Continue);
+        }
+        loop {
+            let (connection, peer) = match perform::accept(&self.desk(caller, call.id), held) {
+                Ok(accepted) => accepted,
+                Err(performed) => return self.performed(caller, performed, call.id, None),
+            };
+            let action = intercept::accepted(held, &connection, &peer);
+            let (event, decision, _) = self.decide(caller, action, None);
+            if self.denied(&event, &decision, decision.errno(event.kind())).is_some() {
+                continue;
+            }
+            if flags & libc::SOCK_NONBLOCK != 0 {
+                let _ = nix::fcntl::fcntl(&connection.fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+            }
+            if let Err(errno) = tell_peer(caller, call, &peer) {
+                return Some(Answer::Errno(errno as i32));
+            }
+            let cloexec = flags & libc::SOCK_CLOEXEC != 0;
+            return match self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec) {
+                Ok(()) => None,
+                Err(error) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
+            };
+        }
+    }
+
+    /// A call that names a task, or a signal: not against us.
+    fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
+        let refused = |why: &str| {
+            Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why))
+        };
+        let first = notification.args[0] as i32;
+        let target = match call {
+            Call::Task("kill") if first == -1 => return refused("a signal to every process"),
+            Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
+            Call::Task("ptrace") => notification.args[1] as i32,
+            Call::Task(_) => first,
+            Call::PidfdSendSignal => match self.pid_of(caller, first) {
+                Some(pid) => pid,
+                None => return refused("a signal to a process that cannot be told"),
+            },
+            _ => return refused("a signal that cannot be blocked, on behalf of a file"),
+        };
+        if self.is_ours(target as u32) {
+            return refused("it is meant for the supervisor");
+        }
+        let name = target.to_string();
+        if openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err() {
+            return Some(Answer::Errno(libc::ESRCH));
+        }
+        Some(Answer::Continue)
+    }
+
+    fn pid_of(&self, caller: &Caller, fd: i32) -> Option<i32> {
+        let info = openat(caller.directory(), format!("fdinfo/{fd}").as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, FileMode::empty()).ok()?;
+        let text = std::io::read_to_string(std::fs::File::from(info)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+    }
+
+    fn is_ours(&self, target: u32) -> bool {
+        let task = format!("self/task/{target}");
+        self.guardian == Some(target)
+            || target == std::process::id()
+            || openat(self.view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_ok()
+    }
+
+    /// Our own safety is no matter of the mode.
+    fn refuse_always(&self, subject: Subject, call: &Notification, rule: &str, why: &str) -> Answer {
+        self.refuse(subject, call, rule, why, Errno::EPERM);
+        Answer::Errno(libc::EPERM)
+    }
+}
+
+fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Errno> {
+    let (address, length) = (call.args[1], call.args[2]);
+    if address == 0 {
+        return Ok(());
+    }
+    let room = caller.copy(length, 4)?;
+    let room = u32::from_ne_bytes([room[0], room[1], room[2], room[3]]) as usize;
+    caller.write(address, &peer[..room.min(peer.len())])?;
+    caller.write(length, &(peer.len() as u32).to_ne_bytes())
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Facts about the event at hand, from the live process.
+struct LiveFacts {
+    view: Arc<View>,
+    caller: Arc<Caller>,
+    subject: Subject,
+    program: Option<Arc<Program>>,
+    digests: Mutex<Vec<(FileRole, String)>>,
+}
+
+impl Facts for LiveFacts {
+    fn ancestors(&self) -> Vec<Subject> {
+        caller::ancestors(&self.view, &self.subject)
+    }
+
+    fn digest(&self, role: FileRole) -> Result<String, String> {
+        let program = self.program.as_ref().ok_or("the event has no file")?;
+        let file = program.files.get(role).ok_or("the event has no such file")?;
+        let found = digest(&self.view, file).map_err(|error| error.to_string())?;
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
+        Ok(found)
+    }
+
+    fn environment(&self, name: &str) -> Option<String> {
+        environment(&self.caller, self.program.as_ref()?.environment, name)
+    }
+}
+
+/// The kinds of event that an `exec` brings: both, whoever asked for one.
+pub fn kinds_in_filter(wanted: EventKinds) -> EventKinds {
+    if wanted.contains(EventKind::ExecFileless) { wanted.with(EventKind::Exec) } else { wanted }
+}
