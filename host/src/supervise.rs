@@ -21,8 +21,8 @@ use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::waiting;
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::intercept::calls::{self, Call};
 use crate::intercept::caller::{self, Caller, Status};
+use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
 use crate::intercept::path::View;
@@ -129,8 +129,9 @@ impl AsFdOnce for OwnedFd {
 fn own_view() -> Result<View> {
     let handle = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let outer = open("/", handle, FileMode::empty())?;
-    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-        .and_then(|()| nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>));
+    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).and_then(|()| {
+        nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    });
     if let Err(error) = private {
         tracing::debug!(%error, "no mount namespace of our own");
     }
@@ -250,7 +251,8 @@ impl Office {
 
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let credentials = crate::event::Credentials { call: format!("system call {}", call.number), ..Default::default() };
+        let credentials =
+            crate::event::Credentials { call: format!("system call {}", call.number), ..Default::default() };
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action: Action::Credentials(credentials) };
         event.sequence = 0;
         let denial =
@@ -264,7 +266,11 @@ impl Office {
             took: Duration::ZERO,
         };
         let dry = self.mode == Mode::DryRun;
-        self.record(&event, &decision, if dry { Outcome::WouldDeny(errno as i32) } else { Outcome::Denied(errno as i32) });
+        self.record(
+            &event,
+            &decision,
+            if dry { Outcome::WouldDeny(errno as i32) } else { Outcome::Denied(errno as i32) },
+        );
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
     }
 
@@ -277,7 +283,12 @@ impl Office {
         self.audit.record(&Record { mode: self.mode, event, ancestors, decision, outcome });
     }
 
-    fn decide(&self, caller: &Arc<Caller>, action: Action, program: Option<Arc<Program>>) -> (Event, Decision, Arc<LiveFacts>) {
+    fn decide(
+        &self,
+        caller: &Arc<Caller>,
+        action: Action,
+        program: Option<Arc<Program>>,
+    ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject: subject.clone(), action };
         let facts = Arc::new(LiveFacts {
@@ -292,7 +303,13 @@ impl Office {
         (event, decision, facts)
     }
 
-    fn decide_and_enforce(&self, caller: &Arc<Caller>, action: Action, copy: Copy, call: &Notification) -> Option<Answer> {
+    fn decide_and_enforce(
+        &self,
+        caller: &Arc<Caller>,
+        action: Action,
+        copy: Copy,
+        call: &Notification,
+    ) -> Option<Answer> {
         let (copy, program) = match copy {
             Copy::Exec(program) => (None, Some(Arc::<Program>::from(program))),
             copy => (Some(copy), None),
@@ -385,7 +402,13 @@ impl Office {
         self.performed(caller, performed, id, decided)
     }
 
-    fn performed(&self, caller: &Caller, performed: Performed, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+    fn performed(
+        &self,
+        caller: &Caller,
+        performed: Performed,
+        id: u64,
+        decided: Option<(&Event, &Decision)>,
+    ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),
             Performed::Gone => None,
@@ -402,7 +425,15 @@ impl Office {
     }
 
     /// sendmmsg(2): each message for itself, until one fails.
-    fn send_messages(&self, caller: &Arc<Caller>, held: &Held, vector: u64, count: u64, flags: i32, call: &Notification) -> Option<Answer> {
+    fn send_messages(
+        &self,
+        caller: &Arc<Caller>,
+        held: &Held,
+        vector: u64,
+        count: u64,
+        flags: i32,
+        call: &Notification,
+    ) -> Option<Answer> {
         let mut sent = 0;
         let failed = loop {
             if sent == count {
@@ -478,9 +509,8 @@ impl Office {
 
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
-        let refused = |why: &str| {
-            Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why))
-        };
+        let refused =
+            |why: &str| Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why));
         let first = notification.args[0] as i32;
         let target = match call {
             Call::Task("kill") if first == -1 => return refused("a signal to every process"),
@@ -504,7 +534,13 @@ impl Office {
     }
 
     fn pid_of(&self, caller: &Caller, fd: i32) -> Option<i32> {
-        let info = openat(caller.directory(), format!("fdinfo/{fd}").as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, FileMode::empty()).ok()?;
+        let info = openat(
+            caller.directory(),
+            format!("fdinfo/{fd}").as_str(),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            FileMode::empty(),
+        )
+        .ok()?;
         let text = std::io::read_to_string(std::fs::File::from(info)).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
     }

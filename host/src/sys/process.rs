@@ -268,3 +268,9 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
         Ok(adopt(check(libc::syscall(libc::SYS_fsmount, fd, 1, 0))?))
     }
 }
+
+/// A descriptor that whoever started us left open, by its number.
+pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: used for one fcntl(2) before anything else touches that number; a number that is not open gets EBADF.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
