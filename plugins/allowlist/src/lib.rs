@@ -1,1 +1,118 @@
-//! The default plugin.
+//! The default plugin: what is not listed is denied.
+//!
+//! An ordinary plugin, written with `callgate-sdk`. Executables are always its business, the network and users only if its
+//! configuration has a section for them.
+
+mod executables;
+mod network;
+mod users;
+
+use callgate_sdk::{
+    Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Plugin, Socket, Subject, Verdict,
+};
+use serde::Deserialize;
+
+use executables::Executables;
+use network::Network;
+use users::Users;
+
+/// The plugin, configured.
+#[derive(Debug)]
+pub struct Allowlist {
+    executables: Executables,
+    network: Option<Network>,
+    users: Option<Users>,
+}
+
+/// Its configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What may run: absolute paths, globs in which `*` does not cross `/` and `**` does, directories with a `/` at the
+    /// end, or `sha256:` and the digest of the content.
+    pub allow_executables: Option<Vec<String>>,
+    /// What may not run, even if the other list has it.
+    pub deny_executables: Vec<String>,
+    /// What may be connected to, bound, sent to and accepted. Without it the network is not governed.
+    pub network: Option<network::Config>,
+    /// Which users and groups processes may run as and switch to. Without it users are not governed.
+    pub users: Option<users::Config>,
+    /// Entries whose path leads elsewhere, and where: the host's word, for a plugin cannot follow links.
+    pub resolved: std::collections::HashMap<String, String>,
+}
+
+impl Plugin for Allowlist {
+    type Config = Config;
+    const NAME: &'static str = "allowlist";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+    fn new(config: Config) -> Result<Self, ConfigError> {
+        Ok(Self {
+            executables: Executables::new(config.allow_executables, &config.deny_executables, &config.resolved)?,
+            network: config.network.map(Network::new).transpose()?,
+            users: config.users.map(Users::new).transpose()?,
+        })
+    }
+
+    fn subscriptions(&self) -> EventKinds {
+        let mut kinds = EventKinds::EXEC | EventKinds::EXEC_FILELESS;
+        if let Some(network) = &self.network {
+            kinds |= EventKinds::CONNECT | EventKinds::BIND | EventKinds::LISTEN | EventKinds::SEND | EventKinds::SOCKET;
+            if network.restricts_peers() {
+                kinds |= EventKinds::ACCEPT;
+            }
+        }
+        if self.users.is_some() {
+            kinds |= EventKinds::CREDENTIALS;
+        }
+        kinds
+    }
+
+    fn exec(&mut self, event: &Event, exec: &Exec) -> Verdict {
+        self.run(&event.subject, exec)
+    }
+
+    fn exec_fileless(&mut self, event: &Event, exec: &Exec) -> Verdict {
+        self.run(&event.subject, exec)
+    }
+
+    fn connect(&mut self, _: &Event, to: &Endpoint) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.outbound("connect", to))
+    }
+
+    fn send(&mut self, _: &Event, to: &Endpoint) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.outbound("send", to))
+    }
+
+    fn bind(&mut self, _: &Event, to: &Endpoint) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.bind(to))
+    }
+
+    fn listen(&mut self, _: &Event, on: &Endpoint) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.listen(on))
+    }
+
+    fn accept(&mut self, _: &Event, accepted: &Accepted) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.accept(accepted))
+    }
+
+    fn socket(&mut self, _: &Event, socket: &Socket) -> Verdict {
+        self.network.as_ref().map_or(Verdict::Abstain, |network| network.socket(socket))
+    }
+
+    fn credentials(&mut self, _: &Event, change: &Credentials) -> Verdict {
+        self.users.as_ref().map_or(Verdict::Abstain, |users| users.change(change))
+    }
+}
+
+impl Allowlist {
+    fn run(&self, subject: &Subject, exec: &Exec) -> Verdict {
+        if let Some(denied) = self.users.as_ref().and_then(|users| users.running_as(subject)) {
+            return denied;
+        }
+        self.executables.judge(exec)
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+callgate_sdk::plugin!(Allowlist);

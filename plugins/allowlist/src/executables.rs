@@ -1,0 +1,238 @@
+//! Which files may run.
+
+use std::collections::{HashMap, HashSet};
+
+use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, digest};
+use glob_match::glob_match;
+
+/// The lists, compiled.
+#[derive(Debug)]
+pub struct Executables {
+    allowed: Option<List>,
+    denied: List,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    paths: HashSet<String>,
+    directories: Vec<String>,
+    globs: Vec<String>,
+    digests: HashSet<String>,
+}
+
+impl Executables {
+    /// Compiles the lists. No list of allowed executables: executables are not governed, save those denied.
+    ///
+    /// # Errors
+    /// An entry that is none of the forms.
+    pub fn new(
+        allowed: Option<Vec<String>>,
+        denied: &[String],
+        resolved: &HashMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let allowed = allowed.map(|entries| List::new(&entries, "/allow_executables", resolved)).transpose()?;
+        Ok(Self { allowed, denied: List::new(denied, "/deny_executables", resolved)? })
+    }
+
+    /// Whether this may run: the file, and everything that interprets it.
+    pub fn judge(&self, exec: &Exec) -> Verdict {
+        let files = || {
+            let interpreters = exec.interpreters.iter().enumerate();
+            let interpreters = interpreters.map(|(n, file)| (FileRole::Interpreter(n as u32), file));
+            [(FileRole::File, &exec.file)].into_iter().chain(interpreters)
+        };
+        for (role, file) in files() {
+            if self.denied.has(role, file) {
+                return Verdict::deny("executables.denied", format!("{} is in deny_executables", file.path))
+                    .hint(format!("remove the entry for {:?} from deny_executables", file.path));
+            }
+        }
+        let Some(allowed) = &self.allowed else { return Verdict::allow("executables.not-governed") };
+        for (role, file) in files() {
+            if allowed.has(role, file) {
+                continue;
+            }
+            if !file.canonical {
+                return Verdict::deny(
+                    "executables.no-path",
+                    format!("{} is no file of the image at that path", file.path),
+                )
+                .hint("only the digest of its content can allow it: add \"sha256:…\" to allow_executables");
+            }
+            let interprets = if matches!(role, FileRole::File) { "" } else { ", which interprets it," };
+            return Verdict::deny("executables.not-listed", format!("{}{interprets} is not in allow_executables", file.path))
+                .hint(format!("add {:?} to allow_executables", file.path));
+        }
+        let runs = exec.interpreters.last().unwrap_or(&exec.file);
+        if exec.runs_loader && !allowed.paths.contains(&runs.path) {
+            return Verdict::deny(
+                "executables.loader",
+                format!("{} is a dynamic loader, which runs any program that it is given", runs.path),
+            )
+            .hint(format!("add {:?} itself, not as part of a glob or directory, to allow_executables", runs.path));
+        }
+        if let Some(loader) = &exec.loader
+            && !is_system_loader(loader)
+            && !allowed.has(FileRole::Loader, loader)
+        {
+            return Verdict::deny(
+                "executables.elf-interpreter",
+                format!("its ELF interpreter {} is neither the system's nor in allow_executables", loader.path),
+            )
+            .hint(format!("add {:?} to allow_executables", loader.path));
+        }
+        Verdict::allow("executables.listed")
+    }
+}
+
+impl List {
+    fn new(entries: &[String], pointer: &str, resolved: &HashMap<String, String>) -> Result<Self, ConfigError> {
+        let mut list = Self::default();
+        for (index, written) in entries.iter().enumerate() {
+            let wrong = |message: String| Err(ConfigError::at(format!("{pointer}/{index}"), message));
+            if let Some(digest) = written.strip_prefix("sha256:") {
+                if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return wrong(format!("{written:?} is no SHA-256: it takes 64 hexadecimal digits"));
+                }
+                list.digests.insert(digest.to_ascii_lowercase());
+                continue;
+            }
+            if !written.starts_with('/') {
+                return wrong(format!("{written:?} is not an absolute path"));
+            }
+            let entry = resolved.get(written).unwrap_or(written).clone();
+            if written.contains(['*', '?', '[', '{']) {
+                list.globs.push(entry);
+            } else if written.ends_with('/') {
+                list.directories.push(format!("{}/", entry.trim_end_matches('/')));
+            } else {
+                list.paths.insert(entry);
+            }
+        }
+        Ok(list)
+    }
+
+    fn has(&self, role: FileRole, file: &File) -> bool {
+        file.canonical && self.has_path(&file.path)
+            || !self.digests.is_empty() && digest(role).is_ok_and(|digest| self.digests.contains(&digest))
+    }
+
+    fn has_path(&self, path: &str) -> bool {
+        self.paths.contains(path)
+            || self.directories.iter().any(|directory| path.starts_with(directory.as_str()))
+            || self.globs.iter().any(|glob| glob_match(glob, path))
+    }
+}
+
+/// The loader that programs of the image name: in a library directory, under a loader's name, writable only by root.
+fn is_system_loader(loader: &File) -> bool {
+    let writable_by_others = loader.mode & 0o022 != 0;
+    let Some((directory, name)) = loader.path.rsplit_once('/') else { return false };
+    let library = ["/lib", "/lib64", "/lib32", "/libx32", "/usr/lib", "/usr/lib64", "/usr/lib32"]
+        .iter()
+        .any(|place| directory == *place || directory.strip_prefix(place).is_some_and(|rest| rest.starts_with('/')));
+    let named = name.starts_with("ld-") || name.starts_with("ld.so") || name.starts_with("ld64.so") || name == "libc.so";
+    loader.canonical && loader.uid == 0 && !writable_by_others && library && named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> File {
+        File {
+            path: path.into(),
+            canonical: true,
+            device: 1,
+            inode: 1,
+            uid: 0,
+            gid: 0,
+            mode: 0o100_755,
+            size: 1,
+            changed_ns: 0,
+        }
+    }
+
+    fn exec(path: &str) -> Exec {
+        Exec {
+            requested: path.into(),
+            file: file(path),
+            interpreters: vec![],
+            loader: None,
+            runs_loader: false,
+            arguments: vec![],
+            arguments_cut: false,
+            directory: "/".into(),
+        }
+    }
+
+    fn list(entries: &[&str]) -> Executables {
+        let entries = entries.iter().map(|entry| (*entry).to_owned()).collect();
+        Executables::new(Some(entries), &[], &HashMap::new()).unwrap()
+    }
+
+    fn allowed(list: &Executables, exec: &Exec) -> bool {
+        matches!(list.judge(exec), Verdict::Allow(_))
+    }
+
+    #[test]
+    fn only_what_is_listed_runs() {
+        let list = list(&["/usr/bin/ls", "/opt/app/", "/srv/*/run"]);
+        for path in ["/usr/bin/ls", "/opt/app/deep/tool", "/srv/a/run"] {
+            assert!(allowed(&list, &exec(path)), "{path}");
+        }
+        for path in ["/usr/bin/whoami", "/opt/app", "/opt/application", "/srv/a/b/run"] {
+            assert!(!allowed(&list, &exec(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_script_needs_itself_and_its_interpreter() {
+        let mut script = exec("/app/run.sh");
+        script.interpreters = vec![file("/usr/bin/dash")];
+        assert!(!allowed(&list(&["/app/run.sh"]), &script));
+        assert!(!allowed(&list(&["/usr/bin/dash"]), &script));
+        assert!(allowed(&list(&["/usr/bin/dash", "/app/run.sh"]), &script));
+    }
+
+    #[test]
+    fn a_listed_path_on_another_mount_is_not_the_listed_file() {
+        let mut other = exec("/usr/bin/ls");
+        other.file.canonical = false;
+        assert!(!allowed(&list(&["/usr/bin/ls"]), &other));
+    }
+
+    #[test]
+    fn a_loader_runs_only_if_it_is_listed_itself() {
+        let mut loader = exec("/usr/lib/ld-linux-x86-64.so.2");
+        loader.runs_loader = true;
+        assert!(!allowed(&list(&["/usr/lib/"]), &loader));
+        assert!(!allowed(&list(&["/usr/lib/*"]), &loader));
+        assert!(allowed(&list(&["/usr/lib/ld-linux-x86-64.so.2"]), &loader));
+    }
+
+    #[test]
+    fn an_elf_interpreter_is_the_systems_or_listed() {
+        let mut program = exec("/app/tool");
+        program.loader = Some(file("/tmp/ld-evil.so"));
+        assert!(!allowed(&list(&["/app/tool"]), &program));
+        program.loader = Some(file("/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+        assert!(allowed(&list(&["/app/tool"]), &program));
+        program.loader = Some(File { mode: 0o100_777, ..file("/usr/lib/ld-linux-x86-64.so.2") });
+        assert!(!allowed(&list(&["/app/tool"]), &program));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_entry_is_taken_or_refused_without_a_panic(entry: String, path: String) {
+            if let Ok(list) = Executables::new(Some(vec![entry]), &[], &HashMap::new()) {
+                list.judge(&exec(&path));
+            }
+        }
+
+        #[test]
+        fn an_exact_path_allows_itself_and_nothing_else(a in "(/[a-z]{1,6}){1,4}", b in "(/[a-z]{1,6}){1,4}") {
+            assert_eq!(allowed(&list(&[&a]), &exec(&b)), a == b);
+        }
+    }
+}
