@@ -6,6 +6,7 @@
 //! May depend on `event`, `policy` and `decide`'s types; knows nothing of the kernel.
 
 mod bindings;
+pub mod builtin;
 mod code;
 mod engine;
 pub mod engine_config;

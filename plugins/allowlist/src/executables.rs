@@ -60,8 +60,11 @@ impl Executables {
                 .hint("only the digest of its content can allow it: add \"sha256:…\" to allow_executables");
             }
             let interprets = if matches!(role, FileRole::File) { "" } else { ", which interprets it," };
-            return Verdict::deny("executables.not-listed", format!("{}{interprets} is not in allow_executables", file.path))
-                .hint(format!("add {:?} to allow_executables", file.path));
+            return Verdict::deny(
+                "executables.not-listed",
+                format!("{}{interprets} is not in allow_executables", file.path),
+            )
+            .hint(format!("add {:?} to allow_executables", file.path));
         }
         let runs = exec.interpreters.last().unwrap_or(&exec.file);
         if exec.runs_loader && !allowed.paths.contains(&runs.path) {
@@ -131,7 +134,8 @@ fn is_system_loader(loader: &File) -> bool {
     let library = ["/lib", "/lib64", "/lib32", "/libx32", "/usr/lib", "/usr/lib64", "/usr/lib32"]
         .iter()
         .any(|place| directory == *place || directory.strip_prefix(place).is_some_and(|rest| rest.starts_with('/')));
-    let named = name.starts_with("ld-") || name.starts_with("ld.so") || name.starts_with("ld64.so") || name == "libc.so";
+    let named =
+        name.starts_with("ld-") || name.starts_with("ld.so") || name.starts_with("ld64.so") || name == "libc.so";
     loader.canonical && loader.uid == 0 && !writable_by_others && library && named
 }
 

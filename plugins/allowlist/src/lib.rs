@@ -57,13 +57,18 @@ impl Plugin for Allowlist {
     fn subscriptions(&self) -> EventKinds {
         let mut kinds = EventKinds::EXEC | EventKinds::EXEC_FILELESS;
         if let Some(network) = &self.network {
-            kinds |= EventKinds::CONNECT | EventKinds::BIND | EventKinds::LISTEN | EventKinds::SEND | EventKinds::SOCKET;
+            kinds = kinds
+                | EventKinds::CONNECT
+                | EventKinds::BIND
+                | EventKinds::LISTEN
+                | EventKinds::SEND
+                | EventKinds::SOCKET;
             if network.restricts_peers() {
-                kinds |= EventKinds::ACCEPT;
+                kinds = kinds | EventKinds::ACCEPT;
             }
         }
         if self.users.is_some() {
-            kinds |= EventKinds::CREDENTIALS;
+            kinds = kinds | EventKinds::CREDENTIALS;
         }
         kinds
     }

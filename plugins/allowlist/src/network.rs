@@ -1,0 +1,506 @@
+//! Which addresses may be reached, and on which programs may be reached.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Socket, Verdict};
+use glob_match::glob_match;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// The section `network`. What no rule allows is denied, in every family, except:
+/// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
+/// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
+/// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What may be connected to and sent to.
+    #[serde(default)]
+    outbound: Vec<OutboundRule>,
+    /// What may be bound and listened on, and by whom that may be reached.
+    #[serde(default)]
+    inbound: Vec<InboundRule>,
+    /// Other families that may be used, by name: `netlink`, `packet`, `vsock`, `raw` (IP sockets of that type), …
+    #[serde(default)]
+    families: Vec<String>,
+    /// Whether `NETLINK_ROUTE` sockets may be used.
+    #[serde(default = "yes")]
+    netlink_route: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutboundRule {
+    /// Addresses or networks; absent: any.
+    to: Option<OneOrMany<String>>,
+    ports: Option<OneOrMany<Ports>>,
+    protocol: Option<Protocol>,
+    /// A path of an AF_UNIX socket, or a glob.
+    unix: Option<String>,
+    /// A name in the abstract namespace, or a glob, without the leading NUL.
+    unix_abstract: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InboundRule {
+    /// Local addresses or networks; absent: any.
+    on: Option<OneOrMany<String>>,
+    ports: Option<OneOrMany<Ports>>,
+    protocol: Option<Protocol>,
+    /// Peers that may connect; absent: any.
+    from: Option<OneOrMany<String>>,
+    unix: Option<String>,
+    unix_abstract: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Ports {
+    One(u16),
+    Range(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    /// TCP, and multipath TCP.
+    Tcp,
+    Udp,
+    Udplite,
+    Sctp,
+    /// ICMP and ICMPv6 datagram sockets, as ping(8) uses them.
+    Icmp,
+}
+
+/// The section, compiled.
+#[derive(Debug)]
+pub struct Network {
+    outbound: Vec<Rule>,
+    inbound: Vec<Rule>,
+    families: Vec<u16>,
+    raw: bool,
+    netlink_route: bool,
+}
+
+#[derive(Debug)]
+struct Rule {
+    matches: Matches,
+    /// For inbound rules: who may connect.
+    from: Option<Vec<IpNet>>,
+}
+
+#[derive(Debug)]
+enum Matches {
+    Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<(u16, u16)>>, protocol: Option<Protocol> },
+    Unix(String),
+    UnixAbstract(String),
+}
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const AF_NETLINK: u16 = 16;
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+const NETLINK_ROUTE: u32 = 0;
+/// socket(2), address_families(7).
+const FAMILIES: &[(&str, u16)] = &[
+    ("ax25", 3),
+    ("netlink", AF_NETLINK),
+    ("packet", 17),
+    ("rds", 21),
+    ("can", 29),
+    ("tipc", 30),
+    ("bluetooth", 31),
+    ("alg", 38),
+    ("vsock", 40),
+    ("kcm", 41),
+    ("smc", 43),
+    ("xdp", 44),
+];
+
+impl Network {
+    /// Compiles the rules.
+    ///
+    /// # Errors
+    /// An address, a port or a family that is none.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let outbound = config.outbound.into_iter().enumerate().map(|(n, rule)| {
+            let at = format!("/network/outbound/{n}");
+            let matches = matches(&at, "to", rule.to, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
+            Ok(Rule { matches, from: None })
+        });
+        let outbound = outbound.collect::<Result<_, ConfigError>>()?;
+        let inbound = config.inbound.into_iter().enumerate().map(|(n, rule)| {
+            let at = format!("/network/inbound/{n}");
+            let matches = matches(&at, "on", rule.on, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
+            Ok(Rule { matches, from: rule.from.map(|from| nets(from, &format!("{at}/from"))).transpose()? })
+        });
+        let inbound = inbound.collect::<Result<_, ConfigError>>()?;
+        let raw = config.families.iter().any(|name| name == "raw");
+        let named = config.families.iter().enumerate().filter(|(_, name)| *name != "raw").map(|(n, name)| {
+            FAMILIES.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
+                let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
+                let mut error =
+                    ConfigError::at(format!("/network/families/{n}"), format!("{name:?} is no family that is known"));
+                error.hint = Some(format!("known are raw, {}", known.join(", ")));
+                error
+            })
+        });
+        let families = named.collect::<Result<_, _>>()?;
+        Ok(Self { outbound, inbound, families, raw, netlink_route: config.netlink_route })
+    }
+
+    /// Whether some rule says who may connect.
+    pub fn restricts_peers(&self) -> bool {
+        self.inbound.iter().any(|rule| rule.from.is_some())
+    }
+
+    /// connect and send.
+    pub fn outbound(&self, what: &str, to: &Endpoint) -> Verdict {
+        if matches!(to.address, Address::Unspecified) {
+            return Verdict::allow("network.dissolve");
+        }
+        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &meant(&to.address))) {
+            return Verdict::allow("network.outbound");
+        }
+        denied("outbound", what, "to", &to.socket, &to.address)
+    }
+
+    /// bind. Port 0 is what clients bind; what is listened on is looked at in [`Self::listen`].
+    pub fn bind(&self, to: &Endpoint) -> Verdict {
+        let chosen_by_kernel = matches!(to.address, Address::UnixUnnamed | Address::Unspecified)
+            || port(&to.address) == Some(0) && is_ordinary(&to.socket);
+        if chosen_by_kernel
+            || self.without_rule(&to.socket)
+            || self.inbound.iter().any(|rule| rule.has(&to.socket, &to.address))
+        {
+            return Verdict::allow("network.inbound");
+        }
+        denied("inbound", "bind", "on", &to.socket, &to.address)
+    }
+
+    /// listen, also on a port that the kernel has chosen or will choose.
+    pub fn listen(&self, on: &Endpoint) -> Verdict {
+        if self.without_rule(&on.socket) || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address)) {
+            return Verdict::allow("network.inbound");
+        }
+        denied("inbound", "listen", "on", &on.socket, &on.address)
+    }
+
+    /// accept.
+    pub fn accept(&self, accepted: &Accepted) -> Verdict {
+        let admits = |rule: &Rule| {
+            let Some(from) = &rule.from else { return true };
+            ip(&accepted.peer).is_none_or(|peer| from.iter().any(|net| net.contains(&peer)))
+        };
+        let here = |rule: &&Rule| rule.has(&accepted.socket, &accepted.local);
+        if !matches!(accepted.socket.family, AF_INET | AF_INET6) || self.inbound.iter().filter(here).any(admits) {
+            return Verdict::allow("network.peer");
+        }
+        Verdict::deny("network.peer", format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)))
+            .hint("add its address to \"from\" of a rule in network.inbound")
+    }
+
+    /// socket.
+    pub fn socket(&self, socket: &Socket) -> Verdict {
+        if socket.family == AF_UNIX || is_ordinary(socket) || self.without_rule(socket) {
+            return Verdict::allow("network.family");
+        }
+        let needs = match socket.protocol {
+            132 => Some(Protocol::Sctp),
+            136 => Some(Protocol::Udplite),
+            1 | 58 if socket.kind == SOCK_DGRAM => Some(Protocol::Icmp),
+            _ => None,
+        };
+        let is_ip = matches!(socket.family, AF_INET | AF_INET6);
+        let named = |rule: &Rule| matches!(rule.matches, Matches::Ip { protocol, .. } if protocol.is_some() && protocol == needs);
+        if is_ip && needs.is_some() && self.outbound.iter().chain(&self.inbound).any(named) {
+            return Verdict::allow("network.protocol");
+        }
+        let (what, hint) = if is_ip {
+            let what = format!("a socket of type {} and protocol {}", socket.kind, socket.protocol);
+            (what, "add \"raw\" to network.families, or a rule that names the protocol".to_owned())
+        } else {
+            let name = FAMILIES.iter().find(|(_, number)| *number == socket.family).map(|(name, _)| *name);
+            let hint = name.map_or("this family cannot be allowed by name".to_owned(), |name| {
+                format!("add {name:?} to network.families")
+            });
+            (format!("a socket of family {}", name.map_or(socket.family.to_string(), str::to_owned)), hint)
+        };
+        Verdict::deny("network.family", format!("{what} is not allowed by the network rules")).hint(hint)
+    }
+
+    /// Sockets that the policy allows as a whole.
+    fn without_rule(&self, socket: &Socket) -> bool {
+        let route = socket.family == AF_NETLINK && socket.protocol == NETLINK_ROUTE && self.netlink_route;
+        let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == 3;
+        route || raw || self.families.contains(&socket.family)
+    }
+}
+
+impl Rule {
+    fn has(&self, socket: &Socket, address: &Address) -> bool {
+        match (&self.matches, address) {
+            (Matches::Unix(glob), Address::Unix(path)) => glob_match(glob, path),
+            (Matches::UnixAbstract(glob), Address::UnixAbstract(name)) => glob_match(glob, name),
+            (Matches::Ip { nets, ports, protocol }, address) => {
+                let (Some(ip), Some(port)) = (ip(address), port(address)) else { return false };
+                protocol_of(socket).is_some_and(|used| match protocol {
+                    Some(wanted) => used == *wanted,
+                    None => matches!(used, Protocol::Tcp | Protocol::Udp),
+                }) && nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&ip)))
+                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|(low, high)| (low..=high).contains(&&port)))
+            }
+            _ => false,
+        }
+    }
+}
+
+fn matches(
+    at: &str,
+    key: &str,
+    addresses: Option<OneOrMany<String>>,
+    ports: Option<OneOrMany<Ports>>,
+    protocol: Option<Protocol>,
+    unix: Option<String>,
+    unix_abstract: Option<String>,
+) -> Result<Matches, ConfigError> {
+    let is_ip = addresses.is_some() || ports.is_some() || protocol.is_some();
+    match (unix, unix_abstract) {
+        (None, None) => Ok(Matches::Ip {
+            nets: addresses.map(|addresses| nets(addresses, &format!("{at}/{key}"))).transpose()?,
+            ports: ports.map(|ports| port_ranges(ports, &format!("{at}/ports"))).transpose()?,
+            protocol,
+        }),
+        (Some(_), Some(_)) => Err(ConfigError::at(at, "a rule has either \"unix\" or \"unix_abstract\"")),
+        _ if is_ip => Err(ConfigError::at(at, "a rule for AF_UNIX has no addresses, ports or protocol")),
+        (Some(path), None) if !path.starts_with('/') => {
+            Err(ConfigError::at(format!("{at}/unix"), format!("{path:?} is not an absolute path")))
+        }
+        (Some(path), None) => Ok(Matches::Unix(path)),
+        (None, Some(name)) => Ok(Matches::UnixAbstract(name)),
+    }
+}
+
+fn nets(addresses: OneOrMany<String>, at: &str) -> Result<Vec<IpNet>, ConfigError> {
+    let many = matches!(addresses, OneOrMany::Many(_));
+    let addresses = addresses.into_vec().into_iter().enumerate();
+    addresses
+        .map(|(n, text)| {
+            let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            net.map(|net| unmapped(&net)).ok_or_else(|| {
+                let at = if many { format!("{at}/{n}") } else { at.to_owned() };
+                let mut error = ConfigError::at(at, format!("{text:?} is neither an address nor a network"));
+                error.hint = Some("write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned());
+                error
+            })
+        })
+        .collect()
+}
+
+/// Mapped addresses arrive as IPv4, so rules for them must be IPv4 too.
+fn unmapped(net: &IpNet) -> IpNet {
+    if let IpNet::V6(v6) = net
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+        && v6.prefix_len() >= 96
+        && let Ok(mapped) = ipnet::Ipv4Net::new(v4, v6.prefix_len() - 96)
+    {
+        return mapped.into();
+    }
+    *net
+}
+
+fn port_ranges(ports: OneOrMany<Ports>, at: &str) -> Result<Vec<(u16, u16)>, ConfigError> {
+    let many = matches!(ports, OneOrMany::Many(_));
+    let ports = ports.into_vec().into_iter().enumerate();
+    ports
+        .map(|(n, ports)| match ports {
+            Ports::One(port) => Ok((port, port)),
+            Ports::Range(text) => text
+                .split_once('-')
+                .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)))
+                .or_else(|| text.parse().ok().map(|port: u16| (port, port)))
+                .filter(|(low, high)| low <= high)
+                .ok_or_else(|| {
+                    let at = if many { format!("{at}/{n}") } else { at.to_owned() };
+                    ConfigError::at(at, format!("{text:?} is no port or range of ports such as \"8000-8100\""))
+                }),
+        })
+        .collect()
+}
+
+/// A destination that the kernel replaces by its own host: 0.0.0.0 and :: are the loopback addresses there.
+fn meant(address: &Address) -> Address {
+    match address {
+        Address::Ipv4(v4) if v4.ip == 0 => {
+            Address::Ipv4(callgate_sdk::Ipv4Address { ip: Ipv4Addr::LOCALHOST.into(), port: v4.port })
+        }
+        Address::Ipv6(v6) if v6.high == 0 && v6.low == 0 => {
+            Address::Ipv6(callgate_sdk::Ipv6Address { high: 0, low: 1, port: v6.port, scope: v6.scope })
+        }
+        other => other.clone(),
+    }
+}
+
+fn is_ordinary(socket: &Socket) -> bool {
+    matches!(protocol_of(socket), Some(Protocol::Tcp | Protocol::Udp))
+}
+
+fn protocol_of(socket: &Socket) -> Option<Protocol> {
+    if !matches!(socket.family, AF_INET | AF_INET6) {
+        return None;
+    }
+    match (socket.kind, socket.protocol) {
+        (SOCK_STREAM, 0 | 6 | 262) => Some(Protocol::Tcp),
+        (SOCK_DGRAM, 0 | 17) => Some(Protocol::Udp),
+        (SOCK_DGRAM, 136) => Some(Protocol::Udplite),
+        (SOCK_DGRAM, 1 | 58) => Some(Protocol::Icmp),
+        (_, 132) => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+fn ip(address: &Address) -> Option<IpAddr> {
+    match address {
+        Address::Ipv4(v4) => Some(Ipv4Addr::from(v4.ip).into()),
+        Address::Ipv6(v6) => Some(Ipv6Addr::from(u128::from(v6.high) << 64 | u128::from(v6.low)).into()),
+        _ => None,
+    }
+}
+
+fn port(address: &Address) -> Option<u16> {
+    match address {
+        Address::Ipv4(v4) => Some(v4.port),
+        Address::Ipv6(v6) => Some(v6.port),
+        _ => None,
+    }
+}
+
+fn show(address: &Address) -> String {
+    match (address, ip(address), port(address)) {
+        (_, Some(IpAddr::V4(ip)), Some(port)) => format!("{ip}:{port}"),
+        (_, Some(IpAddr::V6(ip)), Some(port)) => format!("[{ip}]:{port}"),
+        (Address::Unix(path), ..) => path.clone(),
+        (Address::UnixAbstract(name), ..) => format!("@{name}"),
+        (other, ..) => format!("{other:?}"),
+    }
+}
+
+fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
+    let rule = match address {
+        Address::Unix(path) => format!("{{\"unix\": {path:?}}}"),
+        Address::UnixAbstract(name) => format!("{{\"unix_abstract\": {name:?}}}"),
+        address => {
+            let protocol = protocol_of(socket).map(|protocol| format!("{protocol:?}").to_lowercase());
+            match (ip(address), port(address), protocol) {
+                (Some(ip), Some(port), Some(protocol)) => {
+                    format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}")
+                }
+                _ => {
+                    return Verdict::deny("network.family", format!("{what} with {} is not allowed", show(address)))
+                        .hint("name the family in network.families");
+                }
+            }
+        }
+    };
+    Verdict::deny(format!("network.{section}"), format!("no rule in network.{section} allows {what} {}", show(address)))
+        .hint(format!("add {rule} to network.{section}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use callgate_sdk::Ipv4Address;
+
+    fn network(json: &str) -> Result<Network, ConfigError> {
+        Network::new(serde_json::from_str(json).unwrap())
+    }
+
+    fn tcp(ip: [u8; 4], port: u16) -> Endpoint {
+        Endpoint {
+            socket: Socket { family: AF_INET, kind: SOCK_STREAM, protocol: 6 },
+            address: Address::Ipv4(Ipv4Address { ip: u32::from_be_bytes(ip), port }),
+        }
+    }
+
+    fn ok(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Allow(_))
+    }
+
+    #[test]
+    fn what_no_rule_allows_is_denied_in_every_family() {
+        let network =
+            network(r#"{"outbound": [{"to": "10.0.0.0/8", "ports": [443, "8000-8100"], "protocol": "tcp"}]}"#).unwrap();
+        assert!(ok(&network.outbound("connect", &tcp([10, 1, 2, 3], 443))));
+        assert!(ok(&network.outbound("connect", &tcp([10, 1, 2, 3], 8050))));
+        assert!(!ok(&network.outbound("connect", &tcp([10, 1, 2, 3], 80))));
+        assert!(!ok(&network.outbound("connect", &tcp([11, 1, 2, 3], 443))));
+        for (family, kind, protocol) in
+            [(17, 3, 0), (40, 1, 0), (AF_INET, 3, 1), (AF_NETLINK, 3, 12), (AF_INET, 1, 132)]
+        {
+            assert!(!ok(&network.socket(&Socket { family, kind, protocol })), "{family} {kind} {protocol}");
+        }
+        assert!(ok(&network.socket(&Socket { family: AF_NETLINK, kind: 3, protocol: 0 })));
+        assert!(ok(&network.socket(&Socket { family: AF_INET, kind: SOCK_STREAM, protocol: 262 })));
+    }
+
+    #[test]
+    fn no_address_at_all_means_the_loopback_address() {
+        let network = network(r#"{"outbound": [{"to": "127.0.0.0/8"}]}"#).unwrap();
+        assert!(ok(&network.outbound("connect", &tcp([0, 0, 0, 0], 80))));
+    }
+
+    #[test]
+    fn clients_may_bind_port_0_but_not_listen_on_it() {
+        let network = network("{}").unwrap();
+        assert!(ok(&network.bind(&tcp([0, 0, 0, 0], 0))));
+        assert!(!ok(&network.listen(&tcp([0, 0, 0, 0], 0))));
+        assert!(!ok(&network.bind(&tcp([0, 0, 0, 0], 8080))));
+    }
+
+    #[test]
+    fn a_mistake_is_reported_at_its_place() {
+        let error = network(r#"{"outbound": [{"to": ["10.0.0.0/8", "10.0.0.0/33"]}]}"#).unwrap_err();
+        assert_eq!(error.pointer, "/network/outbound/0/to/1");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_network_holds_the_addresses_whose_first_bits_are_its_own(a: u32, b: u32, bits in 0_u8..=32) {
+            let text = format!("{}/{bits}", Ipv4Addr::from(a));
+            let network = network(&format!(r#"{{"outbound": [{{"to": "{text}"}}]}}"#)).unwrap();
+            let expected = bits == 0 || (a ^ b) >> (32 - u32::from(bits)) == 0;
+            let b = if b == 0 { 1 } else { b };
+            let expected = expected && (a ^ b).checked_shr(32 - u32::from(bits)).unwrap_or(0) == 0;
+            assert_eq!(ok(&network.outbound("connect", &tcp(b.to_be_bytes(), 1))), expected);
+        }
+
+        #[test]
+        fn any_address_is_taken_or_refused_without_a_panic(text: String) {
+            let _ = nets(OneOrMany::One(text.clone()), "");
+            let _ = port_ranges(OneOrMany::One(Ports::Range(text)), "");
+        }
+    }
+}
