@@ -13,3 +13,4 @@ pub mod plugin;
 pub mod policy;
 pub mod supervise;
 pub mod sys;
+pub mod wrap;

@@ -29,7 +29,7 @@ use crate::intercept::path::View;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Mode};
+use crate::policy::{AuditSettings, Mode, Policy};
 use crate::sys::credentials::{self, Identity};
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{pidfd, process, seccomp};
@@ -46,9 +46,9 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
-    pub fn new(engine: Engine, chain: Chain, mode: Mode, audit: AuditSettings, without: &[u32]) -> Self {
+    pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        Self { engine, chain: Some(chain), mode, audit, withheld, running: None }
+        Self { engine, chain: Some(chain), mode, audit: policy.audit.clone(), withheld, running: None }
     }
 }
 

@@ -213,6 +213,15 @@ pub fn ancestors() -> Vec<Subject> {
     Vec::new()
 }
 
+/// The path of a file or directory without symbolic links, as events name it. To be asked for while the configuration is
+/// taken; later there is no answer. Outside of a host: the path itself.
+pub fn canonical_path(path: &str) -> Option<String> {
+    #[cfg(target_arch = "wasm32")]
+    return bindings::callgate::policy::host::canonical_path(path);
+    #[cfg(not(target_arch = "wasm32"))]
+    Some(path.to_owned())
+}
+
 /// A variable of the environment of the event at hand; none outside of a host.
 pub fn environment(name: &str) -> Option<String> {
     #[cfg(target_arch = "wasm32")]

@@ -69,6 +69,9 @@ impl View {
             size: stat.st_size as u64,
             changed_ns: stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec),
         };
+        if outer.to_str().is_none() {
+            return named; // a name that cannot be written down as it is must not pass for another
+        }
         // In a mount namespace of our own the kernel names files from the root of the workload's; without one, from ours.
         for candidate in [Path::new(&outer).strip_prefix(&self.prefix), Path::new(&outer).strip_prefix("/")] {
             let Ok(inner) = candidate else { continue };

@@ -1,5 +1,6 @@
 //! What a plugin may call: its log, and facts about the event at hand.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,15 @@ const ANCESTORS: usize = 64;
 pub(super) struct State {
     pub(super) limits: Limits,
     pub(super) log: Log,
+    pub(super) paths: Paths,
     /// The event at hand, while there is one.
     facts: Option<Arc<dyn Facts>>,
     asked: u32,
 }
 
 impl State {
-    pub(super) fn new(memory: usize, log: Log) -> Self {
-        Self { limits: Limits::new(memory), log, facts: None, asked: 0 }
+    pub(super) fn new(memory: usize, log: Log, paths: Paths) -> Self {
+        Self { limits: Limits::new(memory), log, paths, facts: None, asked: 0 }
     }
 
     /// Begins a decision.
@@ -79,10 +81,51 @@ impl Host for State {
         })
     }
 
+    fn canonical_path(&mut self, path: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.paths.canonical(path)?)
+    }
+
     fn environment(&mut self, name: String) -> wasmtime::Result<Option<String>> {
         Ok(self.facts()?.and_then(|facts| facts.environment(&name)))
     }
 }
+
+/// Where the paths of a plugin's configuration lead. Looked up while the first instance is configured, and settled then.
+#[derive(Default)]
+pub(super) struct Paths {
+    found: HashMap<String, Option<String>>,
+    settled: bool,
+}
+
+impl Paths {
+    /// How many different paths are looked up: each costs system calls.
+    const MOST: usize = 1 << 20;
+
+    /// From now on nothing is looked up any more.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+    }
+
+    fn canonical(&mut self, path: String) -> Result<Option<String>, TooManyPaths> {
+        if let Some(found) = self.found.get(&path) {
+            return Ok(found.clone());
+        }
+        if self.settled {
+            return Ok(None);
+        }
+        if self.found.len() == Self::MOST {
+            return Err(TooManyPaths);
+        }
+        let found = std::fs::canonicalize(&path).ok().and_then(|path| path.into_os_string().into_string().ok());
+        self.found.insert(path, found.clone());
+        Ok(found)
+    }
+}
+
+/// A plugin keeps looking up paths.
+#[derive(Debug, thiserror::Error)]
+#[error("looks up more than {} paths", Paths::MOST)]
+pub(super) struct TooManyPaths;
 
 fn subject(subject: crate::event::Subject) -> Subject {
     Subject {

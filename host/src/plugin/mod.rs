@@ -25,7 +25,7 @@ use wasmtime::{Store, Trap};
 
 use self::bindings::{PluginPre, types};
 pub use self::engine::{Clock, Engine, EngineError};
-use self::host::{Log, State, TooManyFacts};
+use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
 use self::text::clean;
 use crate::decide::{Denial, Facts, Failure, Verdict};
@@ -124,7 +124,7 @@ impl Plugin {
         let name: Arc<str> = settings.name.as_str().into();
         let blueprint =
             Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
-        let (live, description, subscriptions) = blueprint.start(Log::new(Arc::clone(&name))).map_err(|e| match e {
+        let (live, description, subscriptions) = blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|e| match e {
             StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
             StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
         })?;
@@ -180,8 +180,9 @@ impl Plugin {
         let Instance::Live(old) = mem::replace(&mut self.instance, Instance::Failed(failure.clone())) else {
             return;
         };
-        // The log goes over: a plugin that traps at every event gets no more to say for it.
-        self.instance = match self.blueprint.start(old.store.into_data().log) {
+        // The log goes over: a plugin that traps at every event gets no more to say for it. So do paths.
+        let State { log, paths, .. } = old.store.into_data();
+        self.instance = match self.blueprint.start(log, paths) {
             Ok((live, ..)) => Instance::Live(live),
             Err(StartError::Failed(broken)) => Instance::Failed(broken.failure(&self.name)),
             Err(StartError::Refused { message, .. }) => {
@@ -212,9 +213,9 @@ impl From<Broken> for StartError {
 
 impl Blueprint {
     /// A configured instance.
-    fn start(&self, log: Log) -> Result<(Live, Description, EventKinds), StartError> {
+    fn start(&self, log: Log, paths: Paths) -> Result<(Live, Description, EventKinds), StartError> {
         let _running = self.engine.running().ok_or_else(Broken::clock)?;
-        let mut store = Store::new(self.engine.wasm(), State::new(self.memory, log));
+        let mut store = Store::new(self.engine.wasm(), State::new(self.memory, log, paths));
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(TRANSFER);
         store.set_epoch_deadline(engine::ticks(START));
@@ -232,6 +233,7 @@ impl Blueprint {
             message: clean(e.message, SENTENCE),
             hint: e.hint.map(|hint| clean(hint, SENTENCE)),
         })?;
+        store.data_mut().paths.settle();
         let description = Description {
             name: clean(description.name, NAME),
             version: clean(description.version, NAME),
@@ -337,6 +339,8 @@ impl Broken {
             Self::new(kind::MEMORY, over.to_string())
         } else if let Some(facts) = error.downcast_ref::<TooManyFacts>() {
             Self::new(kind::FACTS, facts.to_string())
+        } else if let Some(paths) = error.downcast_ref::<TooManyPaths>() {
+            Self::new(kind::FACTS, paths.to_string())
         } else {
             Self::new(kind::ANSWER, clean(error.root_cause().to_string(), SENTENCE))
         }

@@ -1,9 +1,17 @@
-//! The JSON policy: what the document means, as types.
+//! The JSON policy: what the document means, as types. `document` is how it is written, `load` how it is read, `source` how
+//! a mistake in it is shown.
 //!
 //! May depend on `event` only; knows nothing of the kernel, of wasmtime or of the audit log.
 
+pub mod document;
+mod load;
+mod source;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use self::load::BUILTIN;
+pub use self::source::{PolicyError, Source};
 
 /// A policy that has been read and checked: every default is filled in.
 #[derive(Debug, Clone)]
@@ -24,6 +32,7 @@ pub struct Policy {
 
 /// Whether denials are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// What is denied does not happen.
@@ -32,8 +41,18 @@ pub enum Mode {
     DryRun,
 }
 
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dry-run",
+        })
+    }
+}
+
 /// What happens to an event on which every plugin abstains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DefaultVerdict {
     /// It is denied.
@@ -44,6 +63,7 @@ pub enum DefaultVerdict {
 
 /// A guarantee of SECURITY.md that a policy can insist on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Guarantee {
     /// What begins to run is the file that was decided on, whatever other threads and processes do.
@@ -73,6 +93,10 @@ pub struct PluginSettings {
     pub memory: usize,
     /// `DryRun`: its verdicts are recorded and do not count.
     pub mode: Mode,
+    /// Where in the policy it stands: a JSON Pointer.
+    pub place: String,
+    /// Where its configuration stands.
+    pub config_place: String,
 }
 
 /// Where a plugin's code comes from.
@@ -91,6 +115,7 @@ pub enum PluginSource {
 
 /// What a plugin's failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
     /// The event is denied.
@@ -136,6 +161,7 @@ pub enum SinkTarget {
 
 /// How a record is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Text on a terminal, else JSON.
@@ -148,6 +174,7 @@ pub enum Format {
 
 /// Which decisions are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Decisions {
     /// Denials, also those of a dry run.
@@ -158,6 +185,7 @@ pub enum Decisions {
 
 /// What happens when a sink does not keep up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenFull {
     /// Records are dropped, counted, and the count is said.

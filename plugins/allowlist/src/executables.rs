@@ -1,8 +1,8 @@
 //! Which files may run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, digest};
+use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, canonical_path, digest};
 use glob_match::glob_match;
 
 /// The lists, compiled.
@@ -25,13 +25,9 @@ impl Executables {
     ///
     /// # Errors
     /// An entry that is none of the forms.
-    pub fn new(
-        allowed: Option<Vec<String>>,
-        denied: &[String],
-        resolved: &HashMap<String, String>,
-    ) -> Result<Self, ConfigError> {
-        let allowed = allowed.map(|entries| List::new(&entries, "/allow_executables", resolved)).transpose()?;
-        Ok(Self { allowed, denied: List::new(denied, "/deny_executables", resolved)? })
+    pub fn new(allowed: Option<Vec<String>>, denied: &[String]) -> Result<Self, ConfigError> {
+        let allowed = allowed.map(|entries| List::new(&entries, "/allow_executables")).transpose()?;
+        Ok(Self { allowed, denied: List::new(denied, "/deny_executables")? })
     }
 
     /// Whether this may run: the file, and everything that interprets it.
@@ -89,7 +85,7 @@ impl Executables {
 }
 
 impl List {
-    fn new(entries: &[String], pointer: &str, resolved: &HashMap<String, String>) -> Result<Self, ConfigError> {
+    fn new(entries: &[String], pointer: &str) -> Result<Self, ConfigError> {
         let mut list = Self::default();
         for (index, written) in entries.iter().enumerate() {
             let wrong = |message: String| Err(ConfigError::at(format!("{pointer}/{index}"), message));
@@ -101,15 +97,16 @@ impl List {
                 continue;
             }
             if !written.starts_with('/') {
-                return wrong(format!("{written:?} is not an absolute path"));
+                return wrong(format!("{written:?} is neither an absolute path nor sha256:…"));
             }
-            let entry = resolved.get(written).unwrap_or(written).clone();
-            if written.contains(['*', '?', '[', '{']) {
-                list.globs.push(entry);
+            if let Some(special) = written.find(SPECIAL) {
+                // Only what stands before the first special character names directories that can be followed.
+                let literal = written[..special].rfind('/').unwrap_or(0);
+                list.globs.push(escaped(&canonical(&written[..literal])) + &written[literal..]);
             } else if written.ends_with('/') {
-                list.directories.push(format!("{}/", entry.trim_end_matches('/')));
+                list.directories.push(canonical(written) + "/");
             } else {
-                list.paths.insert(entry);
+                list.paths.insert(canonical(written));
             }
         }
         Ok(list)
@@ -125,6 +122,30 @@ impl List {
             || self.directories.iter().any(|directory| path.starts_with(directory.as_str()))
             || self.globs.iter().any(|glob| glob_match(glob, path))
     }
+}
+
+/// What makes a path a glob.
+const SPECIAL: [char; 4] = ['*', '?', '[', '{'];
+
+/// The path without symbolic links and without a slash at the end, as events name files. Of a path to nothing, the part
+/// that exists is followed: the file may be made later.
+fn canonical(path: &str) -> String {
+    let path = path.trim_end_matches('/');
+    let mut known = path;
+    loop {
+        if known.is_empty() {
+            return path.to_owned();
+        }
+        if let Some(found) = canonical_path(known) {
+            return found.trim_end_matches('/').to_owned() + &path[known.len()..];
+        }
+        known = &known[..known.rfind('/').unwrap_or(0)];
+    }
+}
+
+/// The path as a glob that matches it and nothing else.
+fn escaped(path: &str) -> String {
+    path.chars().flat_map(|c| (SPECIAL.contains(&c) || c == '\\').then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// The loader that programs of the image name: in a library directory, under a loader's name, writable only by root.
@@ -172,7 +193,7 @@ mod tests {
 
     fn list(entries: &[&str]) -> Executables {
         let entries = entries.iter().map(|entry| (*entry).to_owned()).collect();
-        Executables::new(Some(entries), &[], &HashMap::new()).unwrap()
+        Executables::new(Some(entries), &[]).unwrap()
     }
 
     fn allowed(list: &Executables, exec: &Exec) -> bool {
@@ -229,7 +250,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_entry_is_taken_or_refused_without_a_panic(entry: String, path: String) {
-            if let Ok(list) = Executables::new(Some(vec![entry]), &[], &HashMap::new()) {
+            if let Ok(list) = Executables::new(Some(vec![entry]), &[]) {
                 list.judge(&exec(&path));
             }
         }

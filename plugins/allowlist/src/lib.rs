@@ -26,6 +26,7 @@ pub struct Allowlist {
 
 /// Its configuration.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What may run: absolute paths, globs in which `*` does not cross `/` and `**` does, directories with a `/` at the
@@ -37,8 +38,6 @@ pub struct Config {
     pub network: Option<network::Config>,
     /// Which users and groups processes may run as and switch to. Without it users are not governed.
     pub users: Option<users::Config>,
-    /// Entries whose path leads elsewhere, and where: the host's word, for a plugin cannot follow links.
-    pub resolved: std::collections::HashMap<String, String>,
 }
 
 impl Plugin for Allowlist {
@@ -48,7 +47,7 @@ impl Plugin for Allowlist {
 
     fn new(config: Config) -> Result<Self, ConfigError> {
         Ok(Self {
-            executables: Executables::new(config.allow_executables, &config.deny_executables, &config.resolved)?,
+            executables: Executables::new(config.allow_executables, &config.deny_executables)?,
             network: config.network.map(Network::new).transpose()?,
             users: config.users.map(Users::new).transpose()?,
         })

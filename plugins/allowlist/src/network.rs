@@ -12,6 +12,7 @@ use serde::Deserialize;
 /// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
 /// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What may be connected to and sent to.
@@ -33,6 +34,7 @@ const fn yes() -> bool {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct OutboundRule {
     /// Addresses or networks; absent: any.
@@ -46,6 +48,7 @@ struct OutboundRule {
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct InboundRule {
     /// Local addresses or networks; absent: any.
@@ -59,6 +62,7 @@ struct InboundRule {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 enum OneOrMany<T> {
     One(T),
@@ -75,6 +79,7 @@ impl<T> OneOrMany<T> {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 enum Ports {
     One(u16),
@@ -82,6 +87,7 @@ enum Ports {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 enum Protocol {
     /// TCP, and multipath TCP.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 /// Users and groups by their numbers.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// User ids: numbers, or ranges such as `"1000-1999"`. Absent: any.
@@ -15,6 +16,7 @@ pub struct Config {
 
 /// One id, or a range of them.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Id {
     /// One.

@@ -1,0 +1,143 @@
+//! The entrypoint wrapper: arguments in, exit status out. Everything else is in the library.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser, ValueExt};
+
+use callgate::policy::Mode;
+use callgate::sys::process;
+use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
+
+const HELP: &str = "\
+Polices a container from inside: every exec and network event of COMMAND is decided by the plugins of a policy.
+
+Usage: callgate [OPTIONS] COMMAND [ARG…]
+       callgate run [OPTIONS] -- COMMAND [ARG…]
+       callgate check [--policy FILE]
+
+Options:
+  -p, --policy FILE  the policy (or CALLGATE_POLICY; default /etc/callgate/policy.json)
+      --dry-run      block nothing, record what would have been denied (or CALLGATE_MODE=dry-run)
+      --enforce      block what is denied, even if the policy says dry-run (or CALLGATE_MODE=enforce)
+  -h, --help         print this
+  -V, --version      print the version
+
+`check` loads a policy and its plugins and says what they govern; nothing is started.
+
+CALLGATE_LOG sets what is said about the enforcer's own work: error, warn (the default), info, debug or trace.
+Variables that begin with CALLGATE_ are ours; the command does not get them.
+
+Exit status: the command's own; 128+n if signal n ended it; 126 if it may not run; 127 if there is none; 125 if callgate
+itself failed, in which case the command was not started, or was ended.
+";
+
+fn main() -> ExitCode {
+    // Before anything else can look into /proc/PID/environ.
+    let own = process::take_environment("CALLGATE_");
+    match work(&own) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            wrap::report(&error);
+            ExitCode::from(125)
+        }
+    }
+}
+
+fn work(own: &[(String, String)]) -> Result<u8> {
+    let variable = |name: &str| own.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    start_log(variable("CALLGATE_LOG").unwrap_or("warn"))?;
+    let environment_mode = match variable("CALLGATE_MODE") {
+        None | Some("") => None,
+        Some("dry-run") => Some((Mode::DryRun, "CALLGATE_MODE")),
+        Some("enforce") => Some((Mode::Enforce, "CALLGATE_MODE")),
+        Some(other) => bail!("CALLGATE_MODE is {other:?}; it takes enforce or dry-run"),
+    };
+    let arguments = match parse()? {
+        Arguments::Say(text) => {
+            print!("{text}");
+            return Ok(0);
+        }
+        Arguments::Do(arguments) => arguments,
+    };
+    let policy = arguments
+        .policy
+        .or_else(|| variable("CALLGATE_POLICY").filter(|path| !path.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| DEFAULT_POLICY.into());
+    match arguments.job {
+        Job::Check => {
+            print!("{}", wrap::check(&policy)?);
+            Ok(0)
+        }
+        Job::Run(command) => wrap::run(&Wrap {
+            policy,
+            mode: arguments.mode.or(environment_mode),
+            command,
+            environment: std::env::vars_os().collect(),
+        }),
+    }
+}
+
+enum Arguments {
+    Say(String),
+    Do(Invocation),
+}
+
+struct Invocation {
+    policy: Option<PathBuf>,
+    mode: Option<(Mode, &'static str)>,
+    job: Job,
+}
+
+enum Job {
+    Run(Vec<OsString>),
+    Check,
+}
+
+/// Options stand before the command; what follows it is the command's own.
+fn parse() -> Result<Arguments> {
+    let mut parser = Parser::from_env();
+    let (mut policy, mut mode) = (None, None);
+    let mut word = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Arguments::Say(HELP.to_owned())),
+            Arg::Short('V') | Arg::Long("version") => {
+                return Ok(Arguments::Say(format!("callgate {}\n", env!("CARGO_PKG_VERSION"))));
+            }
+            Arg::Short('p') | Arg::Long("policy") => policy = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("dry-run") => mode = Some((Mode::DryRun, "--dry-run")),
+            Arg::Long("enforce") => mode = Some((Mode::Enforce, "--enforce")),
+            Arg::Value(value) if word.is_none() && (value == "run" || value == "check") => word = Some(value.string()?),
+            Arg::Value(first) => {
+                if word.as_deref() == Some("check") {
+                    bail!("check takes no argument {first:?}; name the policy with --policy");
+                }
+                let rest = parser.raw_args().context("cannot read the command's arguments")?;
+                let command = std::iter::once(first).chain(rest).collect();
+                return Ok(Arguments::Do(Invocation { policy, mode, job: Job::Run(command) }));
+            }
+            other => {
+                return Err(other.unexpected()).context("see callgate --help");
+            }
+        }
+    }
+    match word.as_deref() {
+        Some("check") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Check })),
+        _ => bail!("there is no command to run; see callgate --help"),
+    }
+}
+
+fn start_log(level: &str) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .with_context(|| format!("CALLGATE_LOG is {level:?}, which is no level"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! From a file to a [`Policy`]: what is wrong is said with its place.
+
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_path_to_error::Segment;
+
+use super::document::{Document, PluginDocument, SinkDocument};
+use super::source::{PolicyError, Source};
+use super::{AuditSettings, PluginSettings, PluginSource, Policy, Sink, SinkTarget};
+
+/// The largest policy that is read, in bytes: room for some hundred thousand rules.
+const SIZE: u64 = 64 << 20;
+/// The name of the plugin that is part of the executable.
+pub const BUILTIN: &str = "allowlist";
+
+impl Policy {
+    /// Reads and checks a policy. What it names (plugins, sinks) is not looked at yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the first mistake in it.
+    pub fn load(path: &Path) -> Result<(Self, Source), PolicyError> {
+        let text = read(path).map_err(|error| {
+            let hint = (error.kind() == std::io::ErrorKind::NotFound)
+                .then(|| "name the policy with --policy FILE or CALLGATE_POLICY".to_owned());
+            PolicyError::of_file(path, format!("cannot read the policy: {error}"), hint)
+        })?;
+        let source = Source { path: path.to_owned(), text };
+        Ok((Self::parse(&source)?, source))
+    }
+
+    /// Checks a policy's text.
+    ///
+    /// # Errors
+    /// The first mistake in it.
+    pub fn parse(source: &Source) -> Result<Self, PolicyError> {
+        let document = document(source)?;
+        if document.version != 1 {
+            let message = format!("version {} is not known", document.version);
+            return Err(source.error_at("/version", message, Some("this build reads version 1".to_owned())));
+        }
+        let directory = source.path.parent().unwrap_or(Path::new(""));
+        let plugins = match (&document.plugins, document.short_form().as_slice()) {
+            (None, []) => {
+                let hint = "add \"allow_executables\": [\"/bin/sh\", …], or a list of plugins";
+                return Err(source.error_at("", "the policy governs nothing: it names no plugin", Some(hint.to_owned())));
+            }
+            (None, keys) => {
+                let keys: Vec<String> = keys.iter().map(|(key, value)| format!("\"{key}\": {}", value.get())).collect();
+                vec![PluginSettings::builtin(format!("{{{}}}", keys.join(", ")))]
+            }
+            (Some(plugins), []) if plugins.is_empty() => {
+                return Err(source.error_at("/plugins", "the policy governs nothing: it names no plugin", None));
+            }
+            (Some(plugins), []) => {
+                let mut names = HashSet::new();
+                let plugins = plugins.iter().enumerate();
+                plugins.map(|(index, plugin)| settings(source, directory, index, plugin, &mut names)).collect::<Result<_, _>>()?
+            }
+            (Some(_), [(key, _), ..]) => {
+                let hint = format!("move {key:?} into the configuration of the plugin {BUILTIN:?}");
+                return Err(source.error_at_key(
+                    &format!("/{key}"),
+                    format!("{key:?} stands beside \"plugins\", so it is not clear which plugin it is for"),
+                    Some(hint),
+                ));
+            }
+        };
+        let audit = &document.audit;
+        if audit.queue == 0 || audit.queue > 1_000_000 {
+            let message = format!("a queue of {} records; it takes 1 to 1000000", audit.queue);
+            return Err(source.error_at("/audit/queue", message, None));
+        }
+        let sinks = audit.sinks.iter().enumerate();
+        Ok(Self {
+            mode: document.mode,
+            lock_mode: document.lock_mode,
+            default: document.default,
+            plugins,
+            audit: AuditSettings {
+                sinks: sinks.map(|(index, sink)| target(source, index, sink)).collect::<Result<_, _>>()?,
+                decisions: audit.decisions,
+                when_full: audit.when_full,
+                queue: audit.queue,
+            },
+            require: document.require,
+        })
+    }
+}
+
+impl PluginSettings {
+    /// The built-in plugin with its defaults, configured at the top of the document.
+    fn builtin(config: String) -> Self {
+        let defaults: PluginDocument = PluginDocument::named(BUILTIN);
+        Self {
+            name: BUILTIN.to_owned(),
+            source: PluginSource::Builtin,
+            config,
+            on_failure: defaults.on_failure,
+            deadline: Duration::from_millis(defaults.deadline_ms),
+            memory: (defaults.memory_mib as usize) << 20,
+            mode: defaults.mode,
+            place: String::new(),
+            config_place: String::new(),
+        }
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    // A fifo would hold up the start.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(SIZE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > SIZE {
+        return Err(std::io::Error::other(format!("larger than {SIZE} bytes")));
+    }
+    Ok(text)
+}
+
+fn document(source: &Source) -> Result<Document, PolicyError> {
+    // Syntax first, all of it, so that later the document has places.
+    if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
+        return Err(source.error_at_line(error.line(), error.column(), without_place(&error)));
+    }
+    let mut json = serde_json::Deserializer::from_str(&source.text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let mut pointer = pointer(error.path());
+        let message = without_place(error.inner());
+        // serde tells the place of an unknown key, but not of one that is there twice.
+        if let Some(twice) = message.strip_prefix("duplicate field `") {
+            pointer = format!("{pointer}/{}", twice.trim_end_matches('`'));
+        }
+        let about_key = message.starts_with("unknown field") || message.starts_with("duplicate field");
+        let hint = about_key.then(|| similar(&message)).flatten().map(|key| format!("did you mean {key:?}?"));
+        if about_key { source.error_at_key(&pointer, message, hint) } else { source.error_at(&pointer, message, hint) }
+    })
+}
+
+/// serde_json ends its messages with the place that it stopped at, which is not always the one that we show.
+fn without_place(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    message.rsplit_once(" at line ").map_or(message.clone(), |(message, _)| message.to_owned())
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(format!("/{index}")),
+            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// The expected name that is most like the unknown one, from serde's "unknown field `x`, expected one of `a`, `b`".
+fn similar(message: &str) -> Option<String> {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let unknown = names.next()?;
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(unknown, name), name))
+        .filter(|(likeness, _)| *likeness > 0.5)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, name)| name.to_owned())
+}
+
+fn settings(
+    source: &Source,
+    directory: &Path,
+    index: usize,
+    plugin: &PluginDocument,
+    names: &mut HashSet<String>,
+) -> Result<PluginSettings, PolicyError> {
+    let place = format!("/plugins/{index}");
+    let wrong = |key: &str, message: String, hint: Option<String>| {
+        Err(source.error_at(&format!("{place}/{key}"), message, hint))
+    };
+    if plugin.name.is_empty() || plugin.name == "callgate" {
+        return wrong("name", format!("a plugin cannot be called {:?}", plugin.name), None);
+    }
+    if !names.insert(plugin.name.clone()) {
+        return wrong("name", format!("two plugins are called {:?}", plugin.name), None);
+    }
+    let origin = match (&plugin.path, &plugin.builtin) {
+        (Some(_), Some(_)) => return wrong("builtin", "a plugin is either built in or has a path".to_owned(), None),
+        (Some(path), None) => {
+            PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone() }
+        }
+        (None, builtin) => {
+            let name = builtin.as_ref().unwrap_or(&plugin.name);
+            if name != BUILTIN {
+                let key = if builtin.is_some() { "builtin" } else { "name" };
+                let hint = format!("give it a \"path\", or use the built-in plugin {BUILTIN:?}");
+                return wrong(key, format!("there is no built-in plugin {name:?}"), Some(hint));
+            }
+            if plugin.sha256.is_some() {
+                return wrong("sha256", "a digest is for a plugin with a path".to_owned(), None);
+            }
+            PluginSource::Builtin
+        }
+    };
+    if let Some(digest) = &plugin.sha256
+        && (digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    {
+        let message = format!("{digest:?} is no SHA-256: it takes 64 hexadecimal digits");
+        return wrong("sha256", message, Some("`sha256sum FILE` prints it".to_owned()));
+    }
+    if !(1..=60_000).contains(&plugin.deadline_ms) {
+        return wrong("deadline_ms", format!("a deadline of {} ms; it takes 1 to 60000", plugin.deadline_ms), None);
+    }
+    if !(1..=4096).contains(&plugin.memory_mib) {
+        return wrong("memory_mib", format!("a memory of {} MiB; it takes 1 to 4096", plugin.memory_mib), None);
+    }
+    Ok(PluginSettings {
+        name: plugin.name.clone(),
+        source: origin,
+        config: plugin.config.as_ref().map_or("{}", |config| config.get()).to_owned(),
+        on_failure: plugin.on_failure,
+        deadline: Duration::from_millis(plugin.deadline_ms),
+        memory: (plugin.memory_mib as usize) << 20,
+        mode: plugin.mode,
+        config_place: format!("{place}/config"),
+        place,
+    })
+}
+
+fn target(source: &Source, index: usize, sink: &SinkDocument) -> Result<Sink, PolicyError> {
+    let to = match sink.to.split_once(':') {
+        None if sink.to == "stderr" => Some(SinkTarget::Stderr),
+        Some(("file", path)) if path.starts_with('/') => Some(SinkTarget::File(PathBuf::from(path))),
+        Some(("unix", path)) if path.starts_with('/') => Some(SinkTarget::Unix(PathBuf::from(path))),
+        Some(("fd", number)) => number.parse().ok().filter(|fd: &i32| *fd >= 0).map(SinkTarget::Fd),
+        _ => None,
+    };
+    to.map(|to| Sink { to, format: sink.format }).ok_or_else(|| {
+        let hint = "write \"stderr\", \"file:/var/log/callgate.json\", \"unix:/run/collector.sock\" or \"fd:3\"";
+        let message = format!("{:?} is no place for records", sink.to);
+        source.error_at(&format!("/audit/sinks/{index}"), message, Some(hint.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Format, Mode};
+
+    fn parse(text: &str) -> Result<Policy, PolicyError> {
+        Policy::parse(&Source { path: "/etc/callgate/policy.json".into(), text: text.to_owned() })
+    }
+
+    fn mistake(text: &str) -> (String, (usize, usize)) {
+        let error = parse(text).expect_err(text);
+        (error.message().to_owned(), error.line_and_column().unwrap())
+    }
+
+    #[test]
+    fn the_short_form_is_the_allowlist_with_that_configuration() {
+        let policy = parse(r#"{"allow_executables": ["/usr/bin/gotty", "/bin/bash", "/bin/ls"]}"#).unwrap();
+        assert_eq!(policy.mode, Mode::Enforce);
+        let [plugin] = policy.plugins.as_slice() else { panic!("{policy:?}") };
+        assert_eq!(plugin.source, PluginSource::Builtin);
+        let config: serde_json::Value = serde_json::from_str(&plugin.config).unwrap();
+        assert_eq!(config, serde_json::json!({"allow_executables": ["/usr/bin/gotty", "/bin/bash", "/bin/ls"]}));
+    }
+
+    #[test]
+    fn a_plugins_path_is_relative_to_the_policy_and_its_configuration_stays_as_written() {
+        let policy = parse(r#"{"plugins": [{"name": "mine", "path": "mine.wasm", "config": {"n": 1.50}}]}"#).unwrap();
+        let PluginSource::File { path, .. } = &policy.plugins[0].source else { panic!("{policy:?}") };
+        assert_eq!(path, Path::new("/etc/callgate/mine.wasm"));
+        assert_eq!(policy.plugins[0].config, r#"{"n": 1.50}"#);
+    }
+
+    #[test]
+    fn sinks_are_words_or_objects() {
+        let policy = parse(
+            r#"{"allow_executables": [], "audit": {"sinks": ["fd:3", {"to": "file:/a", "format": "text"}]}}"#,
+        );
+        let sinks = policy.unwrap().audit.sinks;
+        assert_eq!(sinks[0].to, SinkTarget::Fd(3));
+        assert_eq!((&sinks[1].to, sinks[1].format), (&SinkTarget::File("/a".into()), Format::Text));
+    }
+
+    #[test]
+    fn every_mistake_has_its_place() {
+        for (text, place, part) in [
+            ("{", (1, 1), "EOF"),
+            ("{\n  \"mode\": \"enforced\",\n  \"allow_executables\": []}", (2, 11), "unknown variant"),
+            (r#"{"alow_executables": []}"#, (1, 2), "unknown field"),
+            (r#"{"allow_executables": [], "allow_executables": []}"#, (1, 27), "duplicate field"),
+            (r#"{"version": 2, "allow_executables": []}"#, (1, 13), "version 2"),
+            (r#"{"plugins": []}"#, (1, 13), "governs nothing"),
+            ("{}", (1, 1), "governs nothing"),
+            (r#"{"plugins": [{"name": "allowlist"}], "network": {}}"#, (1, 38), "beside"),
+            (r#"{"plugins": [{"name": "a", "path": "a"}, {"name": "a", "path": "b"}]}"#, (1, 51), "two plugins"),
+            (r#"{"plugins": [{"name": "nosuch"}]}"#, (1, 23), "no built-in plugin"),
+            (r#"{"plugins": [{"name": "a", "path": "a", "sha256": "12"}]}"#, (1, 51), "no SHA-256"),
+            (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": 0}]}"#, (1, 56), "deadline"),
+            (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": "1"}]}"#, (1, 56), "invalid type"),
+            (r#"{"plugins": [{"path": "a"}]}"#, (1, 14), "missing field"),
+            (r#"{"allow_executables": [], "audit": {"sinks": ["stdout"]}}"#, (1, 47), "no place"),
+            (r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "fmt": 1}]}}"#, (1, 64), "unknown field"),
+            (r#"{"allow_executables": [], "require": ["speed"]}"#, (1, 39), "unknown variant"),
+        ] {
+            let (message, at) = mistake(text);
+            assert!(message.contains(part), "{text}: {message}");
+            assert_eq!(at, place, "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_answered_with_the_one_that_was_meant() {
+        let error = parse(r#"{"allow_executabels": []}"#).unwrap_err();
+        assert!(error.to_string().contains("did you mean \"allow_executables\"?"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_policy_or_a_mistake_with_a_place(text in "[\\[\\]{}\",:a-z0-9_ \n]{0,60}") {
+            if let Err(error) = parse(&text) {
+                error.render(true);
+                assert!(error.line_and_column().is_some());
+            }
+        }
+    }
+}

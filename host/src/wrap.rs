@@ -1,0 +1,119 @@
+//! The main job: a policy, the plugins that it names, and the command under them.
+//!
+//! What `callgate run` and `callgate check` do, from the policy's file to the command's exit status. May depend on everything.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::audit;
+use crate::decide::{Chain, ChainError};
+use crate::intercept::calls;
+use crate::launch::{self, Launch};
+use crate::plugin::{Engine, LoadError, builtin};
+use crate::policy::{Mode, Policy, PolicyError, Source};
+use crate::supervise::Supervisor;
+use crate::sys::seccomp::Filter;
+
+/// The policy where nobody names another.
+pub const DEFAULT_POLICY: &str = "/etc/callgate/policy.json";
+
+/// What is to be run, and how.
+#[derive(Debug)]
+pub struct Wrap {
+    /// The policy's file.
+    pub policy: PathBuf,
+    /// The mode that a flag or the environment asks for, and which of them.
+    pub mode: Option<(Mode, &'static str)>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+    /// The environment that it gets.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Runs the command under the policy. Returns its exit status: its own, 128+n for signal n, 126 where it may not run, 127
+/// where there is none.
+///
+/// # Errors
+/// Our own failures, before the command has begun; the exit status for them is 125. A mistake in the policy is a
+/// [`PolicyError`].
+pub fn run(wrap: &Wrap) -> Result<u8> {
+    let (policy, source) = Policy::load(&wrap.policy)?;
+    let mode = mode(&policy, wrap.mode);
+    let engine = Engine::new()?;
+    let chain = load(&engine, &policy, &source)?;
+    audit::withhold_descriptors(&policy.audit)?;
+    let wanted = chain.subscriptions();
+    let launch =
+        Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
+    let mut supervisor = Supervisor::new(engine, chain, mode, &policy, &launch.without);
+    let filter = |protected| {
+        let rules = calls::rules(wanted, protected).context("the table of system calls is wrong")?;
+        Filter::new(rules).context("cannot make the seccomp filter")
+    };
+    launch::run(&launch, filter, &mut supervisor)
+}
+
+/// Loads a policy and its plugins, and says in a line for each what they are.
+///
+/// # Errors
+/// As for [`run`].
+pub fn check(path: &std::path::Path) -> Result<String> {
+    let (policy, source) = Policy::load(path)?;
+    let chain = load(&Engine::new()?, &policy, &source)?;
+    let mut report = format!("{}: valid\n", path.display());
+    for plugin in chain.plugins() {
+        let kinds: Vec<&str> = plugin.subscriptions().iter().map(|kind| kind.name()).collect();
+        let is = plugin.description();
+        report += &format!("plugin {}: {} {}, decides on {}\n", plugin.name(), is.name, is.version, kinds.join(", "));
+    }
+    Ok(report)
+}
+
+/// Capabilities (capabilities(7)) that the command never gets: with them it could read, write or replace the supervisor, or
+/// the kernel under it. `CAP_SYS_MODULE`, `CAP_SYS_RAWIO`, `CAP_SYS_PTRACE`, `CAP_PERFMON`, `CAP_BPF`.
+const WITHHELD: [u32; 5] = [16, 17, 19, 38, 39];
+
+fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
+    match asked {
+        Some((mode, by)) if mode != policy.mode && policy.lock_mode => {
+            tracing::warn!("{by} asks for another mode, but the policy locks it: {}", policy.mode);
+            policy.mode
+        }
+        Some((mode, _)) => mode,
+        None => policy.mode,
+    }
+}
+
+fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
+    // Plugins run only while the clock does; its thread has ended when this returns, so that we can fork.
+    let _clock = engine.start_clock().context("cannot start a thread")?;
+    let chain = Chain::load(engine, policy, builtin::ALLOWLIST_PRECOMPILED);
+    Ok(chain.map_err(|error| explain(policy, source, error))?)
+}
+
+/// A plugin that cannot be used is a mistake in the policy, at the place that names what is wrong.
+fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
+    let settings = &policy.plugins[error.index];
+    let (place, hint) = match &error.source {
+        LoadError::Config { pointer, hint, .. } => (format!("{}{pointer}", settings.config_place), hint.clone()),
+        LoadError::Digest { actual, .. } => {
+            (format!("{}/sha256", settings.place), Some(format!("if this is the plugin you mean, write {actual:?}")))
+        }
+        _ => (format!("{}/path", settings.place), None),
+    };
+    let message = format!("plugin {:?}: {}", settings.name, error.source);
+    let about_key = message.contains("unknown field") || message.contains("duplicate field");
+    if about_key { source.error_at_key(&place, message, hint) } else { source.error_at(&place, message, hint) }
+}
+
+/// Says on standard error why we have failed.
+pub fn report(error: &anyhow::Error) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match error.downcast_ref::<PolicyError>() {
+        Some(mistake) => eprintln!("callgate: {}", mistake.render(colour)),
+        None => eprintln!("callgate: {error:#}"),
+    }
+}

@@ -1,0 +1,6 @@
+//! End-to-end: the built executable against real programs.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod harness;
+
+mod cli;
