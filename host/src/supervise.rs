@@ -13,13 +13,14 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::MsFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode as FileMode;
 
 use crate::audit::{Audit, Outcome, Record};
 use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
-use crate::enforce::waiting;
+use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::intercept::caller::{self, Caller, Status};
 use crate::intercept::calls::{self, Call};
@@ -30,9 +31,9 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Mode, Policy};
-use crate::sys::credentials::{self, Identity};
+use crate::sys::credentials::{self, Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
-use crate::sys::{pidfd, process, seccomp};
+use crate::sys::{interruption, pidfd, process, seccomp};
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -60,9 +61,10 @@ struct Office {
     chain: Mutex<Chain>,
     mode: Mode,
     audit: Audit,
-    own: Identity,
-    withheld: u64,
+    own: Own,
+    room: Room,
     guardian: Option<u32>,
+    threads: AtomicUsize,
     idle: AtomicUsize,
     over: AtomicBool,
 }
@@ -87,12 +89,24 @@ impl Supervision for Supervisor {
             chain: Mutex::new(chain),
             mode: self.mode,
             audit: Audit::start(&self.audit, self.mode)?,
-            own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
-            withheld: self.withheld,
+            own: Own {
+                identity: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
+                withheld: self.withheld,
+            },
+            room: Room::new()?,
             guardian,
+            threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         });
+        interruption::prepare()?;
+        raise_descriptor_limit();
+        let watched = Arc::clone(&office);
+        std::thread::Builder::new()
+            .name("callgate-watch".into())
+            .stack_size(STACK)
+            .spawn(move || watched.room.watch(&watched.listener))
+            .context("cannot start a thread")?;
         for _ in 0..2 {
             receive(&office)?;
         }
@@ -124,6 +138,13 @@ impl AsFdOnce for OwnedFd {
     }
 }
 
+/// Each call that waits holds some descriptors. The workload's own limit was set when it was started.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// Root, mounts and `/proc` as they are now, out of the workload's reach: in a mount namespace of our own, if we may. If we
 /// may not, then neither may the workload mount anything here.
 fn own_view() -> Result<View> {
@@ -147,18 +168,21 @@ fn own_view() -> Result<View> {
 fn receive(office: &Arc<Office>) -> Result<()> {
     let ours = Arc::clone(office);
     office.idle.fetch_add(1, SeqCst);
+    office.threads.fetch_add(1, SeqCst);
     std::thread::Builder::new()
         .name("callgate-call".into())
         .stack_size(STACK)
         .spawn(move || {
             let at_home = process::own_directory().and_then(|()| nix::unistd::fchdir(ours.view.proc()));
-            if at_home.is_err() {
+            if at_home.and_then(|()| interruption::allow()).is_err() {
                 std::process::abort();
             }
             work(&ours);
+            ours.threads.fetch_sub(1, SeqCst);
         })
         .inspect_err(|_| {
             office.idle.fetch_sub(1, SeqCst);
+            office.threads.fetch_sub(1, SeqCst);
         })
         .context("cannot start a thread")?;
     Ok(())
@@ -178,7 +202,7 @@ fn work(office: &Arc<Office>) {
                 _ => return,
             },
         };
-        if office.idle.fetch_sub(1, SeqCst) == 1 && threads() < THREADS {
+        if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
             // Without another thread calls wait for this one; nothing is lost.
             let _ = receive(office);
         }
@@ -188,10 +212,6 @@ fn work(office: &Arc<Office>) {
             return;
         }
     }
-}
-
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 impl Office {
@@ -225,7 +245,7 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
             return self.guard(&caller, call, notification);
         }
-        let intercepted = intercept::intercept(&self.view, &caller, self.wanted, call, notification);
+        let intercepted = intercept::intercept(&self.view, &self.own, &caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -380,11 +400,11 @@ impl Office {
         }
     }
 
-    fn desk<'a>(&'a self, caller: &'a Caller, id: u64) -> Desk<'a> {
-        Desk { listener: &self.listener, view: &self.view, own: &self.own, withheld: self.withheld, id, caller }
+    fn desk<'a>(&'a self, caller: &'a Arc<Caller>, id: u64) -> Desk<'a> {
+        Desk { listener: &self.listener, view: &self.view, own: &self.own, room: &self.room, id, caller }
     }
 
-    fn carry_out(&self, caller: &Caller, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+    fn carry_out(&self, caller: &Arc<Caller>, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
         let desk = self.desk(caller, id);
         let performed = match &copy {
             Copy::Numbers => return Some(Answer::Continue),
@@ -396,7 +416,7 @@ impl Office {
             }
             Copy::Connect(held, target) => perform::connect(&desk, held, target),
             Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog) => perform::listen(held, *backlog),
+            Copy::Listen(held, backlog) => perform::listen(&desk, held, *backlog),
             Copy::Send(held, message) => perform::send(&desk, held, message),
         };
         self.performed(caller, performed, id, decided)
@@ -440,7 +460,7 @@ impl Office {
                 break None;
             }
             let at = vector.wrapping_add(sent * (network::HEADER_SIZE + 8));
-            let message = match network::copy_message(&self.view, caller, held, at, flags) {
+            let message = match network::copy_message(&self.view, &self.own, caller, held, at, flags) {
                 Ok(message) => message,
                 Err(errno) => break Some(Answer::Errno(errno as i32)),
             };

@@ -2,19 +2,19 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
-use nix::poll::PollFlags;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, umask};
 
-use crate::enforce::waiting::{self, Woken};
+use crate::enforce::waiting::{Over, Room};
 use crate::event::Address;
 use crate::intercept::caller::Caller;
-use crate::intercept::network::{Held, Message, Target};
+use crate::intercept::network::{Held, Message, Rest, Target};
 use crate::intercept::path::{View, same_file};
-use crate::sys::credentials::{self, Identity};
+use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
+use crate::sys::memory::Pages;
 use crate::sys::notify::{Answer, Listener};
 use crate::sys::{pidfd, socket};
 
@@ -25,7 +25,7 @@ pub enum Performed {
     Answer(Answer),
     /// A signal has to be handled first; afterwards the call may start again (or not).
     Interrupted {
-        /// Whether `SA_RESTART` restarts it.
+        /// Whether `SA_RESTART` makes it.
         restartable: bool,
     },
     /// The caller is gone.
@@ -51,71 +51,61 @@ pub struct Desk<'a> {
     /// Our view of files.
     pub view: &'a View,
     /// Who we are.
-    pub own: &'a Identity,
-    /// Capabilities that the workload was never given, as bits.
-    pub withheld: u64,
+    pub own: &'a Own,
+    /// Where those are looked after whose calls wait.
+    pub room: &'a Room,
     /// The notification.
     pub id: u64,
     /// The caller.
-    pub caller: &'a Caller,
+    pub caller: &'a Arc<Caller>,
 }
 
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let theirs = &self.caller.status.identity;
-        let same = theirs.uid == self.own.uid
-            && theirs.gid == self.own.gid
-            && theirs.groups == self.own.groups
-            && theirs.capabilities == self.own.capabilities & !self.withheld;
-        if same { work() } else { credentials::run_as(self.own, theirs, work)? }
+        self.own.act_as(&self.caller.status.identity, 0, work)
+    }
+
+    /// Makes a call that may wait. `limit`: the socket's option that says how long.
+    fn waiting<T>(
+        &self,
+        held: &Held,
+        limit: i32,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> Result<io::Result<T>, Performed> {
+        loop {
+            let result = {
+                let _seat = self.room.enter(self.id, self.caller);
+                call()
+            };
+            if result.as_ref().err().and_then(io::Error::raw_os_error) != Some(libc::EINTR) {
+                return Ok(result);
+            }
+            match Over::look(self.listener, self.id, self.caller) {
+                None => {}
+                Some(Over::Gone) => return Err(Performed::Gone),
+                Some(Over::Signal) => {
+                    // sock_intr_errno (include/net/sock.h): with a time limit the call does not start again.
+                    let limited = socket::timeout_us(&held.fd, limit).unwrap_or(0) > 0;
+                    return Err(Performed::Interrupted { restartable: !limited });
+                }
+            }
+        }
     }
 }
 
 /// connect(2).
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
-    let attempt = || {
+    let call = || {
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
     let connects = held.socket.kind == libc::SOCK_STREAM as u32 || held.socket.kind == libc::SOCK_SEQPACKET as u32;
     if !connects || !held.blocks() {
-        return attempt().into();
+        return call().into();
     }
-    let timeout = socket::timeout_us(&held.fd, libc::SO_SNDTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
-    let mut first = true;
-    loop {
-        // connect(2) has no flag for not waiting, only the socket has; it is set for as long as the call takes.
-        let result = without_blocking(held, attempt);
-        let error = result.as_ref().err().and_then(io::Error::raw_os_error);
-        let events = match error {
-            Some(libc::EINPROGRESS | libc::EALREADY) => PollFlags::POLLOUT,
-            Some(libc::EAGAIN) if unix => PollFlags::empty(),
-            // An attempt that went well in the meantime, if it was ours.
-            Some(libc::EISCONN) if !first && !unix => return Performed::Answer(Answer::Value(0)),
-            _ => return result.into(),
-        };
-        first = false;
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), events, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Performed::Gone,
-            // sock_intr_errno (include/net/sock.h): with a time limit the call does not start again.
-            Woken::Signal => return Performed::Interrupted { restartable: timeout == 0 },
-            Woken::TimedOut if unix => return Performed::Answer(Answer::Errno(libc::EAGAIN)),
-            Woken::TimedOut => return Performed::Answer(Answer::Errno(libc::EINPROGRESS)),
-        }
-    }
-}
-
-fn without_blocking<T>(held: &Held, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let flags = OFlag::from_bits_retain(fcntl(&held.fd, FcntlArg::F_GETFL)?);
-    fcntl(&held.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    let result = work();
-    fcntl(&held.fd, FcntlArg::F_SETFL(flags))?;
-    result
+    desk.waiting(held, libc::SO_SNDTIMEO, call).map_or_else(|performed| performed, Performed::from)
 }
 
 /// bind(2).
@@ -176,105 +166,186 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::
 }
 
 /// listen(2).
-pub fn listen(held: &Held, backlog: i32) -> Performed {
-    socket::listen(&held.fd, backlog).into()
+pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32) -> Performed {
+    let work = || socket::listen(&held.fd, backlog);
+    // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
+    let rights_matter = i32::from(held.socket.family) == libc::AF_UNIX;
+    if rights_matter { desk.as_caller(work) } else { work() }.into()
 }
 
-/// Waits for a connection, without taking more than one.
+/// accept(2).
 ///
 /// # Errors
-/// How the wait ended instead.
+/// How it ended instead.
 pub fn accept(desk: &Desk<'_>, held: &Held) -> Result<(Held, Vec<u8>), Performed> {
-    let blocks = held.blocks();
-    let timeout = socket::timeout_us(&held.fd, libc::SO_RCVTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    loop {
-        match without_blocking(held, || socket::accept(&held.fd, 0)) {
-            Ok((fd, peer)) => return Ok((Held { fd, socket: held.socket }, peer)),
-            Err(error) if blocks && error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) => return Err(Err(error).into()),
-        }
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), PollFlags::POLLIN, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Err(Performed::Gone),
-            Woken::Signal => return Err(Performed::Interrupted { restartable: timeout == 0 }),
-            Woken::TimedOut => return Err(Performed::Answer(Answer::Errno(libc::EAGAIN))),
-        }
+    let call = || socket::accept(&held.fd, 0);
+    let result = if held.blocks() { desk.waiting(held, libc::SO_RCVTIMEO, call)? } else { call() };
+    match result {
+        Ok((fd, peer)) => Ok((Held { fd, socket: held.socket }, peer)),
+        Err(error) => Err(Err(error).into()),
     }
 }
 
 /// One message. On a stream that blocks, all of it is sent, as the kernel does.
+///
+/// It is first tried without waiting, which costs nothing; what does not go like that is done again in the caller's way.
 pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
-    let quiet = message.flags & libc::MSG_NOSIGNAL != 0;
-    // Pages of ours that the kernel reads later would change under it; this is what it answers where it cannot pin any.
-    if message.flags & libc::MSG_ZEROCOPY != 0 {
-        return Performed::Answer(Answer::Errno(libc::ENOBUFS));
-    }
-    let waits = message.flags & libc::MSG_DONTWAIT == 0 && held.blocks();
-    let flags = message.flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    let timeout = socket::timeout_us(&held.fd, libc::SO_SNDTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    let inet = matches!(i32::from(held.socket.family), libc::AF_INET | libc::AF_INET6);
-    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
-    let mut control = message.control.clone();
-    if unix {
-        add_credentials(desk, &mut control);
-    }
-    let address = message.target.as_ref().map(|target| target.bytes.as_slice());
-    let mut sent = 0;
+    let mut sending = match Sending::new(desk, held, message) {
+        Ok(sending) => sending,
+        Err(error) => return Err(error).into(),
+    };
+    let may_wait = || message.flags & libc::MSG_DONTWAIT == 0 && held.blocks();
+    let mut wait = sending.in_one_piece() && may_wait();
     loop {
-        let first = sent == 0;
-        let mut attempt = || {
-            let control = if first { control.as_mut_slice() } else { &mut [] };
-            socket::send(&held.fd, &message.data[sent..], if first { address } else { None }, control, flags)
+        let result = if wait {
+            match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
+                Ok(result) => result,
+                Err(Performed::Interrupted { .. }) if sending.sent > 0 => Ok(0),
+                Err(performed) => return performed,
+            }
+        } else {
+            sending.attempt(libc::MSG_DONTWAIT)
         };
-        let result = if inet && message.control.is_empty() { attempt() } else { desk.as_caller(attempt) };
-        let error = result.as_ref().err().and_then(io::Error::raw_os_error);
-        match (result, error) {
-            (Ok(count), _) => {
-                sent += count as usize;
-                if !waits || !held.is_stream() || sent >= message.data.len() {
-                    return Performed::Answer(Answer::Value(sent as i64));
+        match result {
+            Ok(count) if sending.goes_on(count as usize, wait) => {
+                if sending.is_cut_short() {
+                    wait = may_wait();
+                    if !wait {
+                        return Performed::Answer(Answer::Value(sending.sent as i64));
+                    }
                 }
-                continue;
             }
-            (_, Some(libc::EAGAIN | libc::EINPROGRESS)) if waits => {}
-            (_, _) if sent > 0 => return Performed::Answer(Answer::Value(sent as i64)),
-            (result, Some(libc::EPIPE)) if !quiet && held.is_stream() => {
-                if desk.listener.is_valid(desk.id) {
-                    let _ = pidfd::signal_thread(desk.caller.status.pid, desk.caller.tid, libc::SIGPIPE);
+            Ok(_) => return Performed::Answer(Answer::Value(sending.sent as i64)),
+            Err(_) if sending.sent > 0 => return Performed::Answer(Answer::Value(sending.sent as i64)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINPROGRESS) if !wait && may_wait() => wait = true,
+                Some(libc::EPIPE) if message.flags & libc::MSG_NOSIGNAL == 0 && held.is_stream() => {
+                    if desk.listener.is_valid(desk.id) {
+                        let _ = pidfd::signal_thread(desk.caller.status.pid, desk.caller.tid, libc::SIGPIPE);
+                    }
+                    return Err(error).into();
                 }
-                return result.into();
-            }
-            (result, _) => return result.into(),
-        }
-        // A datagram socket is writable even if the one it sends to has no room.
-        let events = if unix && !held.is_stream() { PollFlags::empty() } else { PollFlags::POLLOUT };
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), events, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Performed::Gone,
-            Woken::Signal | Woken::TimedOut if sent > 0 => return Performed::Answer(Answer::Value(sent as i64)),
-            Woken::Signal => return Performed::Interrupted { restartable: timeout == 0 },
-            Woken::TimedOut => return Performed::Answer(Answer::Errno(libc::EAGAIN)),
+                _ => return Err(error).into(),
+            },
         }
     }
 }
 
-/// Says who the sender is, in place of the kernel, which would say that it is us. It lets us if we have `CAP_SYS_ADMIN`;
-/// without, a receiver that asks for credentials (`SO_PASSCRED`) sees the supervisor's process id.
-fn add_credentials(desk: &Desk<'_>, control: &mut Vec<u8>) {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let says_so_itself = control.chunks(1).len() >= 16
-        && control[8..16] == [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_CREDENTIALS.to_ne_bytes()].concat();
-    if says_so_itself || desk.caller.status.identity.capabilities & CAP_SYS_ADMIN == 0 {
-        return;
+/// A message on its way: a stream takes as much at a time as we hold of it.
+struct Sending<'a> {
+    desk: &'a Desk<'a>,
+    held: &'a Held,
+    message: &'a Message,
+    claim: Claim,
+    /// Pages that the kernel may read later, in place of `message.data`.
+    pages: Option<Pages>,
+    /// The part that is sent now, if it is no longer the message's first.
+    later: Option<Vec<u8>>,
+    rest: Rest,
+    at: usize,
+    sent: usize,
+}
+
+impl<'a> Sending<'a> {
+    fn new(desk: &'a Desk<'a>, held: &'a Held, message: &'a Message) -> io::Result<Self> {
+        let unix = i32::from(held.socket.family) == libc::AF_UNIX;
+        let claim = if unix { Claim::of_sender(desk, message) } else { Claim::default() };
+        // Without the socket's option the flag means nothing (tcp_sendmsg_locked, net/ipv4/tcp.c).
+        let zero_copy = message.flags & libc::MSG_ZEROCOPY != 0
+            && socket::option(&held.fd, libc::SO_ZEROCOPY).is_ok_and(|enabled| enabled != 0);
+        let pages = if zero_copy { Some(Pages::copy_of(&message.data)?) } else { None };
+        // Each call of ours is told of when its pages are free, so it must be one, and the stream sends a part.
+        let rest = if zero_copy { Rest::default() } else { message.rest.clone() };
+        Ok(Self { desk, held, message, claim, pages, later: None, rest, at: 0, sent: 0 })
     }
-    let status = &desk.caller.status;
-    control.resize(control.len().next_multiple_of(8), 0);
-    control.extend_from_slice(&28_usize.to_ne_bytes());
-    control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
-    control.extend_from_slice(&libc::SCM_CREDENTIALS.to_ne_bytes());
-    for id in [status.pid, status.real_uid, status.real_gid, 0] {
-        control.extend_from_slice(&id.to_ne_bytes());
+
+    /// Whether a first part sent without waiting would be noticed.
+    fn in_one_piece(&self) -> bool {
+        self.pages.is_some() || self.message.flags & libc::MSG_FASTOPEN != 0
+    }
+
+    fn part(&self) -> &[u8] {
+        match (&self.later, &self.pages) {
+            (Some(later), _) => later,
+            (None, Some(pages)) => pages.as_ref(),
+            (None, None) => &self.message.data,
+        }
+    }
+
+    fn attempt(&self, flags: i32) -> io::Result<i64> {
+        let mut flags = self.message.flags | flags | libc::MSG_NOSIGNAL;
+        if !self.rest.is_empty() {
+            flags &= !libc::MSG_OOB; // it is the last byte that is urgent
+        }
+        let first = self.sent == 0;
+        let address = self.message.target.as_ref().filter(|_| first).map(|target| target.bytes.as_slice());
+        let mut control = if first { self.message.control.clone() } else { Vec::new() };
+        self.claim.write(&mut control);
+        let inet = matches!(i32::from(self.held.socket.family), libc::AF_INET | libc::AF_INET6);
+        let data = &self.part()[self.at..];
+        let mut work = || socket::send(&self.held.fd, data, address, &mut control, flags);
+        if inet && self.message.control.is_empty() {
+            return work();
+        }
+        self.desk.own.act_as(&self.desk.caller.status.identity, self.claim.takes, work)
+    }
+
+    /// Counts what was sent. Whether there is more to be sent, and it makes sense to go on.
+    fn goes_on(&mut self, count: usize, waited: bool) -> bool {
+        self.sent += count;
+        self.at += count;
+        if !self.held.is_stream() || self.pages.is_some() {
+            return false;
+        }
+        if self.is_cut_short() {
+            // A call that waited and was cut short has met a signal, a time limit or an error; the next one says which.
+            return !waited;
+        }
+        match self.rest.take(self.desk.caller) {
+            Ok(more) if more.is_empty() => false,
+            Ok(more) => {
+                self.later = Some(more);
+                self.at = 0;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn is_cut_short(&self) -> bool {
+        self.at < self.part().len()
+    }
+}
+
+/// Who the sender of a message on an AF_UNIX socket is, said in place of the kernel, which would say that it is us.
+#[derive(Default)]
+struct Claim {
+    /// Process, user and group, if there is anything to be said.
+    ids: Option<[u32; 3]>,
+    /// The capabilities that it takes to say so.
+    takes: u64,
+}
+
+impl Claim {
+    /// The kernel lets us name another process than ours only with `CAP_SYS_ADMIN`. Without, a receiver that asks for
+    /// credentials (`SO_PASSCRED`) sees the supervisor's process id.
+    fn of_sender(desk: &Desk<'_>, message: &Message) -> Self {
+        let status = &desk.caller.status;
+        let may_name = desk.own.identity.capabilities & CAP_SYS_ADMIN;
+        let process = |theirs| if may_name != 0 || theirs != status.pid { theirs } else { std::process::id() };
+        let said = message.claim.unwrap_or([status.pid, status.real_uid, status.real_gid]);
+        Self { ids: Some([process(said[0]), said[1], said[2]]), takes: may_name | CAP_SETUID | CAP_SETGID }
+    }
+
+    /// Puts it after other control messages.
+    fn write(&self, control: &mut Vec<u8>) {
+        let Some(ids) = self.ids else { return };
+        control.resize(control.len().next_multiple_of(8), 0);
+        control.extend_from_slice(&28_usize.to_ne_bytes());
+        control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+        control.extend_from_slice(&libc::SCM_CREDENTIALS.to_ne_bytes());
+        for id in [ids[0], ids[1], ids[2], 0] {
+            control.extend_from_slice(&id.to_ne_bytes());
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 
 use crate::event::{Accept, Action, Credentials, EventKinds, Socket};
+use crate::sys::credentials::Own;
 use crate::sys::notify::Notification;
 use crate::sys::socket;
 use caller::Caller;
@@ -63,6 +64,7 @@ pub enum Intercepted {
 /// The errno that the kernel would answer to this call.
 pub fn intercept(
     view: &View,
+    own: &Own,
     caller: &Caller,
     wanted: EventKinds,
     call: Call,
@@ -77,15 +79,15 @@ pub fn intercept(
         }
         Call::Connect => {
             let held = held()?;
-            let bytes = network::copy_address(caller, args[1], args[2])?;
-            let target = network::destination(view, caller, &held, bytes)?;
+            let bytes = network::copy_address(caller, &held, args[1], args[2])?;
+            let target = network::destination(view, own, caller, &held, bytes)?;
             let action = Action::Connect(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Connect(held, target))
         }
         Call::Bind => {
             let held = held()?;
-            let bytes = network::copy_address(caller, args[1], args[2])?;
-            let target = network::local(view, caller, &held, bytes)?;
+            let bytes = network::copy_address(caller, &held, args[1], args[2])?;
+            let target = network::local(view, own, caller, &held, bytes)?;
             let action = Action::Bind(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Bind(held, target))
         }
@@ -98,21 +100,26 @@ pub fn intercept(
         }
         Call::Accept => {
             let flags = if i64::from(notification.number) == libc::SYS_accept4 { args[3] as i32 } else { 0 };
-            Intercepted::Accepting(held()?, flags)
+            let held = held()?;
+            if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+                return Err(Errno::EINVAL);
+            }
+            Intercepted::Accepting(held, flags)
         }
         Call::Sendto => {
             let held = held()?;
             let mut message = Message { flags: args[3] as i32, ..Message::default() };
             if args[4] != 0 && args[5] as i32 != 0 {
-                let bytes = network::copy_address(caller, args[4], args[5])?;
-                message.target = Some(network::destination(view, caller, &held, bytes)?);
+                let bytes = network::copy_address(caller, &held, args[4], args[5])?;
+                message.target = Some(network::receiver(view, own, caller, &held, bytes)?);
             }
-            message.data = network::copy_payload(caller, &held, args[1], args[2])?;
+            let parts = [(args[1], args[2])].into();
+            (message.data, message.rest) = network::copy_payload(caller, &held, message.flags, parts)?;
             sending(wanted, held, message)
         }
         Call::Sendmsg => {
             let held = held()?;
-            let message = network::copy_message(view, caller, &held, args[1], args[2] as i32)?;
+            let message = network::copy_message(view, own, caller, &held, args[1], args[2] as i32)?;
             sending(wanted, held, message)
         }
         Call::Sendmmsg => Intercepted::Messages(held()?, args[1], args[2].min(network::PARTS_MAX), args[3] as i32),

@@ -3,6 +3,8 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
+pub mod interruption;
+pub mod memory;
 pub mod notify;
 pub mod pidfd;
 pub mod precompiled;
