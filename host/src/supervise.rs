@@ -27,6 +27,7 @@ use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
 use crate::intercept::path::View;
+use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
@@ -63,6 +64,7 @@ struct Office {
     audit: Audit,
     own: Own,
     room: Room,
+    sockets: Sockets,
     guardian: Option<u32>,
     threads: AtomicUsize,
     idle: AtomicUsize,
@@ -94,6 +96,7 @@ impl Supervision for Supervisor {
                 withheld: self.withheld,
             },
             room: Room::new()?,
+            sockets: Sockets::default(),
             guardian,
             threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
@@ -245,7 +248,7 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
             return self.guard(&caller, call, notification);
         }
-        let intercepted = intercept::intercept(&self.view, &self.own, &caller, self.wanted, call, notification);
+        let intercepted = intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -264,6 +267,9 @@ impl Office {
             Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
                 self.send_messages(&caller, &held, vector, count, flags, notification)
+            }
+            Ok(Intercepted::PeerCredentials(held, value, length)) => {
+                Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
             }
             Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
         }
@@ -401,7 +407,7 @@ impl Office {
     }
 
     fn desk<'a>(&'a self, caller: &'a Arc<Caller>, id: u64) -> Desk<'a> {
-        Desk { listener: &self.listener, view: &self.view, own: &self.own, room: &self.room, id, caller }
+        Desk { listener: &self.listener, view: &self.view, own: &self.own, room: &self.room, sockets: &self.sockets, id, caller }
     }
 
     fn carry_out(&self, caller: &Arc<Caller>, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {

@@ -1,11 +1,12 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, umask};
 
 use crate::enforce::waiting::{Over, Room};
@@ -13,10 +14,11 @@ use crate::event::Address;
 use crate::intercept::caller::Caller;
 use crate::intercept::network::{Held, Message, Rest, Target};
 use crate::intercept::path::{View, same_file};
+use crate::intercept::sockets::{Place, Sockets};
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
 use crate::sys::memory::Pages;
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::{pidfd, socket};
+use crate::sys::{pidfd, process, socket};
 
 /// What a performed call came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Desk<'a> {
     pub own: &'a Own,
     /// Where those are looked after whose calls wait.
     pub room: &'a Room,
+    /// What we did before.
+    pub sockets: &'a Sockets,
     /// The notification.
     pub id: u64,
     /// The caller.
@@ -102,16 +106,37 @@ pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
         if rights_matter { desk.as_caller(work) } else { work() }
     };
     let connects = held.socket.kind == libc::SOCK_STREAM as u32 || held.socket.kind == libc::SOCK_SEQPACKET as u32;
-    if !connects || !held.blocks() {
-        return call().into();
+    let result = if connects && held.blocks() {
+        match desk.waiting(held, libc::SO_SNDTIMEO, call) {
+            Ok(result) => result,
+            Err(performed) => return performed,
+        }
+    } else {
+        call()
+    };
+    if result.is_ok()
+        && let Some(place) = place(held, target)
+    {
+        desk.sockets.was_connected(&held.fd, &place, desk.caller.status.pid);
     }
-    desk.waiting(held, libc::SO_SNDTIMEO, call).map_or_else(|performed| performed, Performed::from)
+    result.into()
+}
+
+/// Where an AF_UNIX socket is connected to.
+fn place(held: &Held, target: &Target) -> Option<Place> {
+    if i32::from(held.socket.family) != libc::AF_UNIX {
+        return None;
+    }
+    match &target.file {
+        Some(file) => fstat(file).ok().map(|stat| Place::File(stat.st_dev, stat.st_ino)),
+        None => Some(Place::Name(target.bytes.clone())),
+    }
 }
 
 /// bind(2).
 pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if let Some(parent) = &target.file {
-        return bind_to_path(desk, held, target, parent.as_fd());
+        return bind_to_path(desk, held, target, parent);
     }
     let unprivileged = matches!(target.address,
         Address::Ipv4 { port, .. } | Address::Ipv6 { port, .. } if port == 0 || port >= 1024);
@@ -120,40 +145,26 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
 }
 
 /// A path is what getsockname(2) will tell, so it must be the caller's own; it is looked up again, from the caller's
-/// directory, and what was made is then compared with where it was decided that it be made.
-fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::fd::BorrowedFd<'_>) -> Performed {
+/// directory. That this leads to the place that was decided on is seen to by Landlock, on a thread that may make sockets
+/// there and nowhere else, and by a look at what was made.
+fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd) -> Performed {
     let path: Vec<u8> = target.bytes[2..].iter().copied().take_while(|byte| *byte != 0).collect();
-    let name: Vec<u8> = path.iter().rev().copied().take_while(|byte| *byte != b'/').collect::<Vec<_>>();
-    let name: Vec<u8> = name.into_iter().rev().collect();
-    let name = name.as_slice();
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     if fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
         return Performed::Answer(Answer::Errno(libc::EADDRINUSE));
     }
-    let roots = desk.view.caller_directory(desk.caller, "root").and_then(|root| fstat(&root));
-    let ours = nix::fcntl::openat(desk.view.proc(), "self/root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(|root| fstat(&root));
-    let same_root = matches!((roots, ours), (Ok(theirs), Ok(ours)) if same_file(&theirs, &ours));
-    let result = (|| {
-        let directory = if path.starts_with(b"/") && same_root {
-            None
-        } else if !path.starts_with(b"/") {
-            Some(desk.view.caller_directory(desk.caller, "cwd")?)
-        } else {
-            // Another root: the name that others see cannot be kept.
-            return Err(io::Error::from(Errno::EOPNOTSUPP));
-        };
-        if let Some(directory) = &directory {
-            nix::unistd::fchdir(directory)?;
-        }
-        let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
-        let result = desk.as_caller(|| socket::bind(&held.fd, &target.bytes));
-        umask(before);
-        // Threads that perform calls work in /proc; see `intercept::network::destination`.
-        if nix::unistd::fchdir(desk.view.proc()).is_err() {
-            std::process::abort();
-        }
-        result
-    })();
+    let result = std::thread::scope(|scope| {
+        let bind = std::thread::Builder::new().spawn_scoped(scope, || {
+            process::own_directory()?;
+            enter_directory(desk, &path)?;
+            if let Err(error) = confine(parent) {
+                tracing::debug!(%error, "no Landlock: what a bind made is looked at afterwards");
+            }
+            umask(Mode::from_bits_truncate(desk.caller.status.umask));
+            desk.as_caller(|| socket::bind(&held.fd, &target.bytes))
+        });
+        bind?.join().unwrap_or_else(|_| Err(Errno::EFAULT.into()))
+    });
     if result.is_ok() {
         let made = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         let is_socket =
@@ -161,16 +172,77 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::
         if !is_socket {
             return Performed::Mismatch;
         }
+        if let Address::Unix { path } = &target.address {
+            desk.sockets.was_bound(&held.fd, path.clone());
+        }
     }
     result.into()
+}
+
+/// From now on the calling thread makes sockets only under this directory.
+fn confine(directory: &OwnedFd) -> Result<(), RulesetError> {
+    let rule = PathBeneath::new(directory, AccessFs::MakeSock);
+    let ruleset = Ruleset::default().handle_access(AccessFs::MakeSock)?.create()?.add_rule(rule)?;
+    ruleset.restrict_self().map(drop)
+}
+
+/// Makes the path mean to the calling thread what it means to the caller.
+fn enter_directory(desk: &Desk<'_>, path: &[u8]) -> io::Result<()> {
+    if !path.starts_with(b"/") {
+        nix::unistd::fchdir(desk.view.caller_directory(desk.caller, "cwd")?)?;
+        return Ok(());
+    }
+    let theirs = desk.view.caller_directory(desk.caller, "root").and_then(|root| fstat(&root))?;
+    let ours = openat(desk.view.proc(), "self/root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .and_then(|root| fstat(&root))?;
+    // With another root the name that others see cannot be kept.
+    if same_file(&theirs, &ours) { Ok(()) } else { Err(Errno::EOPNOTSUPP.into()) }
 }
 
 /// listen(2).
 pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32) -> Performed {
     let work = || socket::listen(&held.fd, backlog);
     // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
-    let rights_matter = i32::from(held.socket.family) == libc::AF_UNIX;
-    if rights_matter { desk.as_caller(work) } else { work() }.into()
+    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
+    let result = if unix { desk.as_caller(work) } else { work() };
+    if unix
+        && result.is_ok()
+        && let Some(place) = own_place(desk, held)
+    {
+        desk.sockets.listens(place, desk.caller.status.pid);
+    }
+    result.into()
+}
+
+/// Where an AF_UNIX socket was bound to.
+fn own_place(desk: &Desk<'_>, held: &Held) -> Option<Place> {
+    match desk.sockets.bound(&held.fd) {
+        Some(path) => {
+            let stat = nix::sys::stat::stat(path.as_str()).ok()?;
+            Some(Place::File(stat.st_dev, stat.st_ino))
+        }
+        None => socket::local_address(&held.fd).ok().map(Place::Name),
+    }
+}
+
+/// `SO_PEERCRED` of getsockopt(2).
+pub fn peer_credentials(desk: &Desk<'_>, held: &Held, value: u64, length: u64) -> Answer {
+    // Only where it is we whom the kernel takes for the peer is there anything to be put right; and a caller in a pid
+    // namespace of its own knows processes by other numbers than we do.
+    let same_numbers = desk.caller.status.inner_pid == desk.caller.status.pid;
+    let told = socket::peer_credentials(&held.fd).ok().filter(|ids| ids[0] == std::process::id() && same_numbers);
+    let Some((told, peer)) = told.and_then(|told| Some((told, desk.sockets.peer(&held.fd)?))) else {
+        return Answer::Continue;
+    };
+    let ids: Vec<u8> = [peer, told[1], told[2]].iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let write = || {
+        let room = desk.caller.copy(length, 4)?;
+        let room = i32::from_ne_bytes([room[0], room[1], room[2], room[3]]);
+        let count = usize::try_from(room).map_err(|_| Errno::EINVAL)?.min(ids.len());
+        desk.caller.write(value, &ids[..count])?;
+        desk.caller.write(length, &(count as u32).to_ne_bytes())
+    };
+    write().map_or_else(|errno| Answer::Errno(errno as i32), |()| Answer::Value(0))
 }
 
 /// accept(2).

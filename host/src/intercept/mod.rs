@@ -8,12 +8,13 @@ pub mod calls;
 pub mod exec;
 pub mod network;
 pub mod path;
+pub mod sockets;
 
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-use crate::event::{Accept, Action, Credentials, EventKinds, Socket};
+use crate::event::{Accept, Action, Address, Credentials, EventKinds, Socket};
 use crate::sys::credentials::Own;
 use crate::sys::notify::Notification;
 use crate::sys::socket;
@@ -21,6 +22,7 @@ use caller::Caller;
 use calls::Call;
 use network::{Held, Message, Target};
 use path::View;
+use sockets::Sockets;
 
 /// The private copy of a call: what is carried out if it is allowed.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub enum Intercepted {
     Messages(Held, u64, u64, i32),
     /// A connection is to be accepted: the peer is known only then.
     Accepting(Held, i32),
+    /// The caller asks who its peer is, and wants that written here, and its length there: the kernel may believe that it
+    /// is the supervisor.
+    PeerCredentials(Held, u64, u64),
     /// Not for plugins: the supervisor itself refuses it.
     Refused(&'static str, Errno),
 }
@@ -65,6 +70,7 @@ pub enum Intercepted {
 pub fn intercept(
     view: &View,
     own: &Own,
+    sockets: &Sockets,
     caller: &Caller,
     wanted: EventKinds,
     call: Call,
@@ -93,8 +99,13 @@ pub fn intercept(
         }
         Call::Listen => {
             let held = held()?;
-            let own = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
-            let address = network::known(held.socket.family, &own);
+            let address = match sockets.bound(&held.fd) {
+                Some(path) => Address::Unix { path },
+                None => {
+                    let local = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
+                    network::known(held.socket.family, &local)
+                }
+            };
             let action = Action::Listen(network::endpoint(&held, address));
             Intercepted::Event(action, Copy::Listen(held, args[1] as i32))
         }
@@ -109,6 +120,10 @@ pub fn intercept(
         Call::Sendto => {
             let held = held()?;
             let mut message = Message { flags: args[3] as i32, ..Message::default() };
+            let inet = matches!(i32::from(held.socket.family), libc::AF_INET | libc::AF_INET6);
+            if args[4] != 0 && args[5] as i32 == 0 && inet && !held.is_stream() {
+                return Err(Errno::EINVAL); // an address of no length is not the same as none (udp_sendmsg, net/ipv4/udp.c)
+            }
             if args[4] != 0 && args[5] as i32 != 0 {
                 let bytes = network::copy_address(caller, &held, args[4], args[5])?;
                 message.target = Some(network::receiver(view, own, caller, &held, bytes)?);
@@ -151,6 +166,8 @@ pub fn intercept(
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
         }
+        Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => Intercepted::PeerCredentials(held()?, args[3], args[4]),
+        Call::Getsockopt => Intercepted::Refused("getsockopt", Errno::EPERM),
         Call::Bypass(name) => Intercepted::Refused(name, Errno::EPERM),
         Call::Task(_) | Call::KillMany | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
     })
@@ -163,8 +180,7 @@ pub fn sending(wanted: EventKinds, held: Held, message: Message) -> Intercepted 
     let endpoint = network::endpoint(&held, target.address.clone());
     let fast_open = message.flags & libc::MSG_FASTOPEN != 0;
     let action = if fast_open && held.is_stream() { Action::Connect(endpoint) } else { Action::Send(endpoint) };
-    // A stream takes no address from a message, save to open a connection with it.
-    let ignored = held.is_stream() && !fast_open;
+    let ignored = held.ignores_addresses() && !(fast_open && held.is_stream());
     if ignored || !wanted.contains(action.kind()) {
         return Intercepted::Ungoverned(Copy::Send(held, message));
     }

@@ -58,6 +58,16 @@ impl Held {
             .is_ok_and(|flags| !OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK))
     }
 
+    /// Whether the kernel makes nothing of the address of a message: tcp_sendmsg, unix_stream_sendmsg and
+    /// unix_seqpacket_sendmsg don't. `MSG_FASTOPEN` is another matter.
+    pub fn ignores_addresses(&self) -> bool {
+        match i32::from(self.socket.family) {
+            libc::AF_INET | libc::AF_INET6 => self.is_stream() && self.socket.protocol != libc::IPPROTO_SCTP as u32,
+            libc::AF_UNIX => self.socket.kind != libc::SOCK_DGRAM as u32,
+            _ => false,
+        }
+    }
+
     /// Whether it is a stream, on which a part of the data may be sent.
     pub fn is_stream(&self) -> bool {
         self.socket.kind == libc::SOCK_STREAM as u32
@@ -110,14 +120,12 @@ pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: 
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(file) })
 }
 
-/// What the address of a message leads to. On a connected kind of AF_UNIX socket it leads nowhere: the kernel refuses or
-/// ignores it without looking it up (unix_stream_sendmsg, unix_seqpacket_sendmsg in net/unix/af_unix.c).
+/// What the address of a message leads to: nowhere, and it is not looked up, where the kernel ignores or refuses it.
 ///
 /// # Errors
 /// As [`destination`].
 pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    let by_address = held.socket.kind == libc::SOCK_DGRAM as u32;
-    if by_address { destination(view, own, caller, held, bytes) } else { Ok(plain(&held.socket, bytes)) }
+    if held.ignores_addresses() { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
 }
 
 /// What an address would make the socket's own.
@@ -396,10 +404,11 @@ fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Messag
                 control.drain(at..next.min(control.len()));
                 continue;
             }
-            // A routing header sends the packet somewhere else first than to the address that was decided on.
-            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR | IPV6_2292RTHDR) | (libc::IPPROTO_IP, libc::IP_RETOPTS) => {
-                return Err(Errno::EPERM);
-            }
+            // A routing header sends the packet somewhere else first than to the address that was decided on, and SCTP takes
+            // more addresses to connect to.
+            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR | IPV6_2292RTHDR)
+            | (libc::IPPROTO_IP, libc::IP_RETOPTS)
+            | (libc::IPPROTO_SCTP, SCTP_DSTADDRV4 | SCTP_DSTADDRV6) => return Err(Errno::EPERM),
             _ => {}
         }
         at = next;
@@ -410,6 +419,9 @@ fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Messag
 
 /// The routing header of RFC 2292 (linux/in6.h).
 const IPV6_2292RTHDR: i32 = 5;
+/// linux/sctp.h.
+const SCTP_DSTADDRV4: i32 = 7;
+const SCTP_DSTADDRV6: i32 = 8;
 
 /// `scm_check_creds` (net/core/scm.c): who may say that a message is from whom. The kernel will ask this about us, who may
 /// say more than the caller may.

@@ -3,6 +3,7 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
+pub mod diag;
 pub mod interruption;
 pub mod memory;
 pub mod notify;
