@@ -147,8 +147,7 @@ int main(int n, char **a) {
     for (int i = 0; i < 2; i++) SAY(connect(s, (void *)&to[i], sizeof to[i]));
     SAY(send(s, "x", 1, 0));
     SAY(sendto(s, "x", 1, 0, (void *)&to[1], sizeof to[1]));
-    int l = socket(AF_INET, SOCK_DGRAM, 136);
-    SAY(l);
+    SAY(socket(AF_INET, SOCK_DGRAM, 136));
     int t = socket(AF_INET, SOCK_STREAM, 0);
     SAY(sendto(t, "x", 1, MSG_FASTOPEN, (void *)&to[1], sizeof to[1]));
     SAY(sendmsg(t, &m[1].msg_hdr, MSG_FASTOPEN));
@@ -307,6 +306,13 @@ print(at("allowed/new.sock"), at("allowed/up/new.sock"), at("denied/new.sock"), 
 print(at("\0callgate-allowed-1"), at("\0callgate-denied-1"), to("\0callgate-denied-1"), at("\0callgate-allowed-1\0"))
 d = socket(AF_UNIX, SOCK_DGRAM)
 print(errno_of(d.sendto, b"x", "denied/s.sock"), errno_of(d.connect, "denied/s.sock"), errno_of(d.sendto, b"x", "\0callgate-denied"))
+print(errno_of(socket(AF_UNIX, SOCK_STREAM).connect, "allowed/other.sock"))
+if os.fork() == 0:
+    os.chroot("."); os.chdir("/allowed")
+    l = socket(AF_UNIX, SOCK_STREAM); l.bind("/allowed/in-root.sock"); l.listen()
+    print(l.getsockname(), to("in-root.sock"), to("/allowed/in-root.sock"), at("/denied/in-root.sock"), to("/denied/s.sock"), flush=True)
+    os._exit(0)
+os.wait()
 l = socket(AF_UNIX, SOCK_STREAM); l.bind("allowed/l2.sock"); l.listen(); os.chdir("/"); print(to(here + "allowed/l2.sock"), l.getsockname())
 print(errno_of(socket(AF_UNIX, SOCK_STREAM).listen), sorted(os.listdir(here + "denied")))
 "#
@@ -318,6 +324,8 @@ EPERM
 ok EPERM EPERM EPERM EPERM ok EPERM
 ok EPERM EPERM ok
 EPERM EPERM EPERM
+ECONNREFUSED
+/allowed/in-root.sock ok ok EPERM EPERM
 ok allowed/l2.sock
 EINVAL ['hard.sock', 'l.sock', 's.sock']
 ";
@@ -400,7 +408,7 @@ cd {0}
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_TERMINAL_PROMPT=0
 git init -q work && cd work && git -c user.name=n -c user.email=e commit -q --allow-empty -m one && cd ..
 git clone -q --bare work work.git && git -C work.git update-server-info
-{PYTHON} -m http.server --bind 127.0.0.1 18421 2>/dev/null & server=$!
+{PYTHON} -m http.server --bind 127.0.0.1 18421 >/dev/null 2>&1 & server=$!
 until git clone -q http://127.0.0.1:18421/work.git clone 2>/dev/null; do kill -0 $server; done
 git -C clone log --format=%s
 git clone -q http://127.0.0.1:18422/work.git other 2>/dev/null || echo refused

@@ -1,19 +1,19 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, umask};
 
 use crate::enforce::waiting::{Over, Room};
 use crate::event::Address;
 use crate::intercept::caller::Caller;
 use crate::intercept::network::{Held, Message, Rest, Target};
-use crate::intercept::path::{View, same_file};
+use crate::intercept::path::View;
 use crate::intercept::sockets::{Place, Sockets};
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
 use crate::sys::memory::Pages;
@@ -155,15 +155,18 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd)
     }
     let result = std::thread::scope(|scope| {
         let bind = std::thread::Builder::new().spawn_scoped(scope, || {
-            process::own_directory()?;
-            enter_directory(desk, &path)?;
+            take_place_of(desk)?;
             if let Err(error) = confine(parent) {
                 tracing::debug!(%error, "no Landlock: what a bind made is looked at afterwards");
             }
-            umask(Mode::from_bits_truncate(desk.caller.status.umask));
             desk.as_caller(|| socket::bind(&held.fd, &target.bytes))
         });
         bind?.join().unwrap_or_else(|_| Err(Errno::EFAULT.into()))
+    });
+    // A path that leads nowhere for us, as /proc/self/fd/3/name does: then the socket is named after our way to its place.
+    let result = result.or_else(|error| match error.raw_os_error() {
+        Some(libc::EACCES | libc::ENOENT | libc::ENOTDIR) => bind_beneath(desk, held, parent, name).map_err(|_| error),
+        _ => Err(error),
     });
     if result.is_ok() {
         let made = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -186,17 +189,30 @@ fn confine(directory: &OwnedFd) -> Result<(), RulesetError> {
     ruleset.restrict_self().map(drop)
 }
 
-/// Makes the path mean to the calling thread what it means to the caller.
-fn enter_directory(desk: &Desk<'_>, path: &[u8]) -> io::Result<()> {
-    if !path.starts_with(b"/") {
-        nix::unistd::fchdir(desk.view.caller_directory(desk.caller, "cwd")?)?;
-        return Ok(());
+/// Makes a path mean to the calling thread what it means to the caller.
+fn take_place_of(desk: &Desk<'_>) -> io::Result<()> {
+    process::own_directory()?;
+    let root = desk.view.caller_directory(desk.caller, "root")?;
+    let directory = desk.view.caller_directory(desk.caller, "cwd")?;
+    nix::unistd::fchdir(root)?;
+    if let Err(error) = nix::unistd::chroot(".") {
+        tracing::debug!(%error, "the root stays our own");
     }
-    let theirs = desk.view.caller_directory(desk.caller, "root").and_then(|root| fstat(&root))?;
-    let ours = openat(desk.view.proc(), "self/root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(|root| fstat(&root))?;
-    // With another root the name that others see cannot be kept.
-    if same_file(&theirs, &ours) { Ok(()) } else { Err(Errno::EOPNOTSUPP.into()) }
+    nix::unistd::fchdir(directory)?;
+    umask(Mode::from_bits_truncate(desk.caller.status.umask));
+    Ok(())
+}
+
+fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> io::Result<i64> {
+    // Threads that perform calls work in /proc; see `intercept::network::destination`.
+    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    address.extend_from_slice(format!("self/fd/{}/", parent.as_raw_fd()).as_bytes());
+    address.extend_from_slice(name);
+    address.push(0);
+    let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
+    let result = desk.as_caller(|| socket::bind(&held.fd, &address));
+    umask(before);
+    result
 }
 
 /// listen(2).
