@@ -248,7 +248,8 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
             return self.guard(&caller, call, notification);
         }
-        let intercepted = intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
+        let intercepted =
+            intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -407,10 +408,24 @@ impl Office {
     }
 
     fn desk<'a>(&'a self, caller: &'a Arc<Caller>, id: u64) -> Desk<'a> {
-        Desk { listener: &self.listener, view: &self.view, own: &self.own, room: &self.room, sockets: &self.sockets, id, caller }
+        Desk {
+            listener: &self.listener,
+            view: &self.view,
+            own: &self.own,
+            room: &self.room,
+            sockets: &self.sockets,
+            id,
+            caller,
+        }
     }
 
-    fn carry_out(&self, caller: &Arc<Caller>, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+    fn carry_out(
+        &self,
+        caller: &Arc<Caller>,
+        copy: Copy,
+        id: u64,
+        decided: Option<(&Event, &Decision)>,
+    ) -> Option<Answer> {
         let desk = self.desk(caller, id);
         let performed = match &copy {
             Copy::Numbers => return Some(Answer::Continue),

@@ -5,4 +5,5 @@ mod harness;
 
 mod cli;
 mod network;
+mod network_races;
 mod network_transparency;

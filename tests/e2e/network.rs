@@ -189,7 +189,9 @@ a.send(b"x"); print(b.recv(1))
 #[test]
 fn a_program_may_ask_for_the_interfaces_unless_the_policy_says_no() {
     let open = governed(json!({}));
-    for command in [&["ip", "addr"][..], &["ip", "route"], &[PYTHON, "-c", "import socket; print(socket.if_nameindex())"]] {
+    for command in
+        [&["ip", "addr"][..], &["ip", "route"], &[PYTHON, "-c", "import socket; print(socket.if_nameindex())"]]
+    {
         assert_eq!(open.run(command).code(), 0, "{command:?}");
     }
     assert!(open.run(&["ip", "addr"]).stdout.contains("lo:"));
@@ -238,8 +240,8 @@ print(errno_of(s.accept))
     let mut server = spawn(&fixture, &code);
     until_ready(&mut server);
     let from = |ip: [u8; 4]| {
-        use std::os::fd::AsRawFd;
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+        use std::os::fd::AsRawFd;
         let s = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
         bind(s.as_raw_fd(), &SockaddrIn::new(ip[0], ip[1], ip[2], ip[3], 0)).unwrap();
         connect(s.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 18410)).unwrap();

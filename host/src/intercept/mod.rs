@@ -166,7 +166,9 @@ pub fn intercept(
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
         }
-        Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => Intercepted::PeerCredentials(held()?, args[3], args[4]),
+        Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => {
+            Intercepted::PeerCredentials(held()?, args[3], args[4])
+        }
         Call::Getsockopt => Intercepted::Refused("getsockopt", Errno::EPERM),
         Call::Bypass(name) => Intercepted::Refused(name, Errno::EPERM),
         Call::Task(_) | Call::KillMany | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),

@@ -272,7 +272,11 @@ impl Rest {
             let Some((base, length)) = self.0.pop_front() else { break };
             let now = length.min((limit - data.len()) as u64);
             let part = caller.copy(base, now as usize)?;
-            if data.is_empty() { data = part } else { data.extend(part) }
+            if data.is_empty() {
+                data = part
+            } else {
+                data.extend(part)
+            }
             if now < length {
                 self.0.push_front((base.wrapping_add(now), length - now));
             }

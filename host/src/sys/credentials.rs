@@ -40,12 +40,7 @@ impl Own {
     ///
     /// # Errors
     /// Those of `work`; or we may not become that other.
-    pub fn act_as<T>(
-        &self,
-        theirs: &Identity,
-        besides: u64,
-        work: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub fn act_as<T>(&self, theirs: &Identity, besides: u64, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let same = theirs.uid == self.identity.uid
             && theirs.gid == self.identity.gid
             && theirs.groups == self.identity.groups

@@ -43,8 +43,7 @@ struct Request {
 
 fn ask(inode: u32) -> io::Result<Vec<u8>> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    let diag: OwnedFd =
-        socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkSockDiag)?;
+    let diag: OwnedFd = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkSockDiag)?;
     let request = Request {
         length: size_of::<Request>() as u32,
         kind: SOCK_DIAG_BY_FAMILY,

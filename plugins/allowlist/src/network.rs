@@ -231,7 +231,10 @@ impl Network {
     pub fn listen(&self, on: &Endpoint) -> Verdict {
         // Without a name nobody can connect, and the kernel refuses it.
         let unreachable = matches!(on.address, Address::UnixUnnamed);
-        if unreachable || self.without_rule(&on.socket) || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address)) {
+        if unreachable
+            || self.without_rule(&on.socket)
+            || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address))
+        {
             return Verdict::allow("network.inbound");
         }
         denied("inbound", "listen", "on", &on.socket, &on.address)
@@ -247,8 +250,10 @@ impl Network {
         if !matches!(accepted.socket.family, AF_INET | AF_INET6) || self.inbound.iter().filter(here).any(admits) {
             return Verdict::allow("network.peer");
         }
-        let verdict =
-            Verdict::deny("network.peer", format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)));
+        let verdict = Verdict::deny(
+            "network.peer",
+            format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)),
+        );
         match (rule_for("on", &accepted.socket, &accepted.local), ip(&accepted.peer)) {
             (Some(rule), Some(peer)) => {
                 let rule = rule.trim_end_matches('}');
@@ -281,7 +286,9 @@ impl Network {
         };
         let verdict = Verdict::deny("network.family", format!("{what} is not allowed by the network rules"));
         match needs {
-            Some(protocol) if is_ip => verdict.hint(format!("add {{\"protocol\": \"{}\"}} to network.outbound", protocol.name())),
+            Some(protocol) if is_ip => {
+                verdict.hint(format!("add {{\"protocol\": \"{}\"}} to network.outbound", protocol.name()))
+            }
             _ => with_family_hint(verdict, socket),
         }
     }
