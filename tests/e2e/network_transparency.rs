@@ -1,5 +1,6 @@
 //! Programs must not notice that their network calls are carried out by somebody else.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Stdio};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Fixture, eventually, finish, run};
+use crate::harness::{CALLGATE, eventually, finish, run};
 use crate::network::governed;
 
 /// Rules that allow everything, and have every call looked at, accept too.
@@ -37,6 +38,81 @@ fn every_call_returns_what_it_returns_without_us() {
     assert_eq!(differences, []);
     assert_eq!(bare, under);
     assert!(fixture.records_of("denied").is_empty());
+}
+
+#[test]
+fn every_call_returns_the_same_also_where_neither_supervisor_nor_workload_is_root() {
+    let fixture = governed(all());
+    let open = || std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(fixture.path(""), open()).unwrap();
+    std::fs::copy(CALLGATE, fixture.path("callgate")).unwrap();
+    let program = fixture.compile("matrix", include_str!("programs/network_matrix.c"), &["-w"]);
+    let output = |name: &str, before: &[&OsStr]| {
+        let directory = fixture.path(name);
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::set_permissions(&directory, open()).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).args(before).arg(&program);
+        let outcome = run(command.current_dir(directory));
+        assert_eq!(outcome.code(), 0, "{name}: {outcome:?}");
+        // Without CAP_SYS_ADMIN nobody may say for another process who it is: the receiver of a message with
+        // SCM_CREDENTIALS sees the supervisor's process id.
+        outcome.stdout.replace("from the expected process: no", "from the expected process: yes")
+    };
+    let bare = output("bare", &[]);
+    let (callgate, policy) = (fixture.path("callgate"), fixture.policy());
+    let under = output("under", &[callgate.as_os_str(), OsStr::new("--policy"), policy.as_os_str()]);
+    let differences: Vec<_> = bare.lines().zip(under.lines()).filter(|(bare, under)| bare != under).collect();
+    assert_eq!(differences, []);
+    assert_eq!(bare, under);
+}
+
+#[test]
+fn memory_that_does_not_come_holds_up_nobody_but_its_owner() {
+    let fixture = governed(all());
+    let source = r#"
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static char *page;
+static volatile int returned;
+static struct sockaddr_in to = {AF_INET};
+static void *call(void *n) {
+    int s = socket(AF_INET, SOCK_DGRAM, 0), which = (long)n % 3;
+    struct msghdr m = {page, sizeof to};
+    if (which == 0) connect(s, (void *)page, sizeof to);
+    if (which == 1) sendto(s, page, 4096, 0, (void *)&to, sizeof to);
+    if (which == 2) sendmsg(s, &m, 0);
+    __sync_fetch_and_add(&returned, 1);
+    return 0;
+}
+int main(void) {
+    to.sin_port = htons(9), to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_api api = {UFFD_API};
+    struct uffdio_register registered = {{(unsigned long)page, 4096}, UFFDIO_REGISTER_MODE_MISSING};
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &registered)) { puts("no userfaultfd"); return 0; }
+    pthread_t t[30];
+    for (long i = 0; i < 30; i++) pthread_create(&t[i], 0, call, (void *)i);
+    int u = socket(AF_INET, SOCK_DGRAM, 0), fine = 0;
+    for (int i = 0; i < 100; i++) fine += sendto(u, "x", 1, 0, (void *)&to, sizeof to) == 1;
+    printf("%d\n", fine);
+}"#;
+    let program = fixture.compile("slow", source, &["-w"]);
+    let outcome = fixture.run(&[program]);
+    assert!(["100\n", "no userfaultfd\n"].contains(&outcome.stdout.as_str()), "{outcome:?}");
 }
 
 #[test]

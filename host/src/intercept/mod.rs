@@ -46,6 +46,7 @@ pub enum Copy {
 }
 
 /// What a notification turned out to be.
+#[expect(clippy::large_enum_variant, reason = "made once for a call, and not moved about")]
 #[derive(Debug)]
 pub enum Intercepted {
     /// An event to be decided on, and what to do if it is allowed.

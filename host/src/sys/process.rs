@@ -142,6 +142,8 @@ unsafe fn become_command(
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_LOWER, u64::from(*capability), 0, 0);
         }
         give_up(setup.without);
+        // We are hidden, and it has inherited that; without CAP_SYS_PTRACE the supervisor could not look at it either.
+        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
         // Rust's runtime ignores SIGPIPE in every program; the command is not to inherit that.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
