@@ -437,7 +437,7 @@ impl Office {
             }
             Copy::Connect(held, target) => perform::connect(&desk, held, target),
             Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog) => perform::listen(&desk, held, *backlog),
+            Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
             Copy::Send(held, message) => perform::send(&desk, held, message),
         };
         self.performed(caller, performed, id, decided)

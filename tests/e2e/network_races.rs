@@ -86,8 +86,9 @@ fn never_wins(modes: &[&str]) {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for mode in modes {
         let attack = Attack::new();
-        let (_, reached) = attack.run(Command::new("env"), mode);
-        assert!(reached > 0, "{mode}: the attack does not even work without a supervisor");
+        // On a busy machine the two hands do not always meet.
+        let works = (0..10).any(|_| attack.run(Command::new("env"), mode).1 > 0);
+        assert!(works, "{mode}: the attack does not even work without a supervisor");
         let directory = attack.place.path("").canonicalize().unwrap();
         let unix = json!({ "unix": format!("{}/allowed/*", directory.display()) });
         let allowed = attack.allowed.1.local_addr().unwrap().port();
@@ -111,7 +112,7 @@ fn an_address_that_is_rewritten_during_a_connect_leads_nowhere_else() {
 
 #[test]
 fn an_address_that_is_rewritten_during_a_send_leads_nowhere_else() {
-    never_wins(&["sendto", "pointer", "second"]);
+    never_wins(&["sendto", "pointer", "second", "addrform"]);
 }
 
 #[test]

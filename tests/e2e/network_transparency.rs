@@ -423,3 +423,36 @@ import os; os._exit(0)
     drop(child.stdin.take());
     finish(child);
 }
+
+#[test]
+fn a_crowd_that_waits_with_much_to_send_does_not_take_all_memory() {
+    let fixture = governed(all());
+    let code = r#"
+import os, socket, sys, threading
+much = bytes(1 << 20)
+pairs = [socket.socketpair() for _ in range(2000)]
+threading.stack_size(65536)
+for a, _ in pairs: threading.Thread(target=a.sendmsg, args=([much],), daemon=True).start()
+print("ready", flush=True); sys.stdin.readline()
+# All of it arrives all the same.
+for a, b in pairs[:100] + pairs[-100:]:
+    got = 0
+    while got < len(much): got += len(b.recv(1 << 20))
+print("all there", flush=True); os._exit(0)
+"#;
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -n 20000; exec \"$@\"", "bash", CALLGATE, "--policy"]).arg(fixture.policy());
+    command.args(["/usr/bin/python3", "-c", code]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let supervisor = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let tasks = format!("/proc/{}/task", supervisor.trim());
+    eventually("all of them wait", || std::fs::read_dir(&tasks).unwrap().count() > 2000);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", supervisor.trim())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 350_000, "{kilobytes} kB");
+    drop(child.stdin.take());
+    let outcome = finish(child);
+    assert_eq!(outcome.stdout, "all there\n", "{outcome:?}");
+}

@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, fstatat, umask};
 use crate::enforce::waiting::{Over, Room};
 use crate::event::Address;
 use crate::intercept::caller::Caller;
-use crate::intercept::network::{Held, Message, Rest, Target};
+use crate::intercept::network::{Held, Message, Payload, Rest, Target};
 use crate::intercept::path::View;
 use crate::intercept::sockets::{Place, Sockets};
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
@@ -216,11 +216,21 @@ fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> 
 }
 
 /// listen(2).
-pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32) -> Performed {
+pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32, decided: &[u8]) -> Performed {
     let work = || socket::listen(&held.fd, backlog);
     // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
     let unix = i32::from(held.socket.family) == libc::AF_UNIX;
     let result = if unix { desk.as_caller(work) } else { work() };
+    // An association that was dissolved meanwhile takes a port with it that the kernel had chosen, and listen chooses another.
+    let port = |address: &[u8]| address.get(2..4).map(<[u8]>::to_vec);
+    let had_port = port(decided).is_some_and(|number| number != [0, 0]);
+    if !unix && result.is_ok() && had_port {
+        let now = socket::local_address(&held.fd).unwrap_or_default();
+        if port(&now) != port(decided) {
+            socket::stop(&held.fd);
+            return Performed::Mismatch;
+        }
+    }
     if unix
         && result.is_ok()
         && let Some(place) = own_place(desk, held)
@@ -328,7 +338,7 @@ struct Sending<'a> {
     /// Pages that the kernel may read later, in place of `message.data`.
     pages: Option<Pages>,
     /// The part that is sent now, if it is no longer the message's first.
-    later: Option<Vec<u8>>,
+    later: Option<Payload>,
     rest: Rest,
     at: usize,
     sent: usize,

@@ -33,8 +33,8 @@ pub enum Copy {
     Connect(Held, Target),
     /// Bind this socket.
     Bind(Held, Target),
-    /// Listen on this socket, with this backlog.
-    Listen(Held, i32),
+    /// Listen on this socket, with this backlog, at this address that it had.
+    Listen(Held, i32, Vec<u8>),
     /// Give the caller this connection, which has been accepted already.
     Accept(Held),
     /// Send these messages; for sendmmsg(2), write what was sent to the caller's vector.
@@ -100,15 +100,13 @@ pub fn intercept(
         }
         Call::Listen => {
             let held = held()?;
+            let local = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
             let address = match sockets.bound(&held.fd) {
                 Some(path) => Address::Unix { path },
-                None => {
-                    let local = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
-                    network::known(held.socket.family, &local)
-                }
+                None => network::known(held.socket.family, &local),
             };
             let action = Action::Listen(network::endpoint(&held, address));
-            Intercepted::Event(action, Copy::Listen(held, args[1] as i32))
+            Intercepted::Event(action, Copy::Listen(held, args[1] as i32, local))
         }
         Call::Accept => {
             let flags = if i64::from(notification.number) == libc::SYS_accept4 { args[3] as i32 } else { 0 };

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,8 +20,10 @@ const ADDRESS_MAX: usize = 128;
 /// `UIO_MAXIOV`, and how many messages sendmmsg(2) takes.
 pub const PARTS_MAX: u64 = 1024;
 /// How much of a stream's payload we hold at a time.
-const PAYLOAD_MAX: usize = 1 << 20;
-/// How long a payload may be that has to be held as a whole.
+const PAYLOAD_MAX: usize = 1 << 18;
+/// The same with `MSG_ZEROCOPY`: more is not sent in one call.
+const ZEROCOPY_MAX: usize = 1 << 22;
+/// How long a datagram may be; it has to be held as a whole.
 const DATAGRAM_MAX: usize = 16 << 20;
 /// `MAX_RW_COUNT` (include/linux/fs.h): no call transfers more.
 const TOTAL_MAX: u64 = 0x7fff_f000;
@@ -162,8 +165,13 @@ fn trusted(named: crate::event::File) -> String {
     if named.canonical { named.path } else { format!("(another mount){}", named.path) }
 }
 
-fn plain(socket: &Socket, bytes: Vec<u8>) -> Target {
-    Target { address: decode(socket, &bytes), bytes, file: None }
+fn plain(socket: &Socket, mut bytes: Vec<u8>) -> Target {
+    let address = decode(socket, &bytes);
+    if address == Address::Unspecified {
+        // What else is in it means nothing now, but would if the socket became one of IPv4 meanwhile (IPV6_ADDRFORM).
+        bytes[2..].fill(0);
+    }
+    Target { address, bytes, file: None }
 }
 
 fn unix_path<'a>(socket: &Socket, bytes: &'a [u8]) -> Option<&'a [u8]> {
@@ -234,7 +242,7 @@ pub struct Message {
     /// Where to, if the caller said.
     pub target: Option<Target>,
     /// The payload, or as much of a stream's as we hold at a time.
-    pub data: Vec<u8>,
+    pub data: Payload,
     /// The rest of it.
     pub rest: Rest,
     /// Control messages, with our copies of the descriptors in them, and without a claim about the sender.
@@ -245,6 +253,42 @@ pub struct Message {
     pub flags: i32,
     /// Our copies of descriptors that `control` passes on.
     pub passed: Vec<OwnedFd>,
+}
+
+/// How much payload is held at the moment, for all callers together.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// A copy of a payload. A crowd of callers that wait with long ones must not take all memory: when much is held, streams
+/// are copied in smaller parts and datagrams refused.
+#[derive(Debug, Default)]
+pub struct Payload(Vec<u8>);
+
+impl Payload {
+    fn is_scarce(more: usize) -> bool {
+        const HELD_MAX: usize = 128 << 20;
+        HELD.load(Relaxed) + more > HELD_MAX
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        HELD.fetch_add(bytes.capacity(), Relaxed);
+        Self(bytes)
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.0.capacity(), Relaxed);
+    }
+}
+
+impl std::ops::Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Where in the caller's memory the rest of a payload is. Nothing was decided on it, and it is read once, too: when what is
@@ -262,11 +306,12 @@ impl Rest {
     ///
     /// # Errors
     /// `EFAULT`.
-    pub fn take(&mut self, caller: &Caller) -> Result<Vec<u8>, Errno> {
-        self.take_at_most(caller, PAYLOAD_MAX)
+    pub fn take(&mut self, caller: &Caller) -> Result<Payload, Errno> {
+        const LITTLE: usize = 4096;
+        self.take_at_most(caller, if Payload::is_scarce(PAYLOAD_MAX) { LITTLE } else { PAYLOAD_MAX })
     }
 
-    fn take_at_most(&mut self, caller: &Caller, limit: usize) -> Result<Vec<u8>, Errno> {
+    fn take_at_most(&mut self, caller: &Caller, limit: usize) -> Result<Payload, Errno> {
         let mut data = Vec::new();
         while data.len() < limit {
             let Some((base, length)) = self.0.pop_front() else { break };
@@ -281,20 +326,20 @@ impl Rest {
                 self.0.push_front((base.wrapping_add(now), length - now));
             }
         }
-        Ok(data)
+        Ok(data.into())
     }
 }
 
 /// Copies a payload, given as addresses and lengths.
 ///
 /// # Errors
-/// `EFAULT`; `EMSGSIZE` for a datagram that is too long.
+/// `EFAULT`; `EMSGSIZE` for a datagram that is too long; `ENOBUFS` if too much is held already.
 pub fn copy_payload(
     caller: &Caller,
     held: &Held,
     flags: i32,
     parts: VecDeque<(u64, u64)>,
-) -> Result<(Vec<u8>, Rest), Errno> {
+) -> Result<(Payload, Rest), Errno> {
     // import_iovec (lib/iov_iter.c): a negative length is refused, and what is more than MAX_RW_COUNT is not sent.
     let (mut whole, mut parts) = (0, parts);
     for (_, length) in &mut parts {
@@ -306,8 +351,9 @@ pub fn copy_payload(
     }
     let mut rest = Rest(parts);
     if held.is_stream() {
-        let limit = if flags & libc::MSG_ZEROCOPY == 0 { PAYLOAD_MAX } else { DATAGRAM_MAX };
-        return Ok((rest.take_at_most(caller, limit)?, rest));
+        let in_one_piece = flags & libc::MSG_ZEROCOPY != 0 && !Payload::is_scarce(ZEROCOPY_MAX);
+        let first = if in_one_piece { rest.take_at_most(caller, ZEROCOPY_MAX)? } else { rest.take(caller)? };
+        return Ok((first, rest));
     }
     if whole > PAYLOAD_MAX as u64 {
         // No protocol takes a datagram that is longer than the socket's buffer.
@@ -315,6 +361,9 @@ pub fn copy_payload(
         if whole > buffer.min(DATAGRAM_MAX as u64) {
             return Err(Errno::EMSGSIZE);
         }
+    }
+    if Payload::is_scarce(whole as usize) {
+        return Err(Errno::ENOBUFS);
     }
     Ok((rest.take_at_most(caller, DATAGRAM_MAX)?, Rest::default()))
 }

@@ -36,6 +36,12 @@ pub fn listen(socket: impl AsFd, backlog: i32) -> io::Result<i64> {
     number(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) as i64 })
 }
 
+/// shutdown(2), in both directions: also ends listening.
+pub fn stop(socket: impl AsFd) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), libc::SHUT_RDWR) };
+}
+
 /// sendmsg(2) of one buffer, with the address (if any) and control messages (if any) given as bytes.
 ///
 /// # Errors

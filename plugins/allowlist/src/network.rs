@@ -229,8 +229,8 @@ impl Network {
 
     /// listen, also on a port that the kernel has chosen or will choose.
     pub fn listen(&self, on: &Endpoint) -> Verdict {
-        // Without a name nobody can connect, and the kernel refuses it.
-        let unreachable = matches!(on.address, Address::UnixUnnamed);
+        // Nobody can connect to what has no name or no connections, and the kernel refuses it.
+        let unreachable = matches!(on.address, Address::UnixUnnamed) || on.socket.kind == SOCK_DGRAM;
         if unreachable
             || self.without_rule(&on.socket)
             || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address))
@@ -557,9 +557,19 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_with_peers_lets_no_datagrams_in() {
+        let network = network(r#"{"inbound": [{"ports": 80, "from": "10.0.0.0/8"}]}"#).unwrap();
+        let udp = Socket { family: AF_INET, kind: SOCK_DGRAM, protocol: 17 };
+        assert!(ok(&network.bind(&tcp([0, 0, 0, 0], 80))));
+        assert!(!ok(&network.bind(&Endpoint { socket: udp, ..tcp([0, 0, 0, 0], 80) })));
+    }
+
+    #[test]
     fn a_mistake_is_reported_at_its_place() {
         let error = network(r#"{"outbound": [{"to": ["10.0.0.0/8", "10.0.0.0/33"]}]}"#).unwrap_err();
         assert_eq!(error.pointer, "/network/outbound/0/to/1");
+        let error = network(r#"{"inbound": [{"protocol": "udp", "from": "10.0.0.1"}]}"#).unwrap_err();
+        assert_eq!(error.pointer, "/network/inbound/0/from");
     }
 
     proptest::proptest! {

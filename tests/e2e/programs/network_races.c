@@ -39,6 +39,7 @@ static void flip(int memory) {
     for (int i = 0; i < 2; i++) {
         if (!strcmp(mode, "memfile")) pwrite(memory, &to[i].sin_port, 2, (off_t)&m->address.sin_port);
         else if (!strncmp(mode, "dup2", 4)) dup2(i ? harmless : forbidden, slot);
+        else if (!strcmp(mode, "addrform")) setsockopt(slot, IPPROTO_IPV6, 1 /* IPV6_ADDRFORM */, &(int){AF_INET}, 4);
         else if (!strcmp(mode, "pointer")) *(void *volatile *)&m->message.msg_name = &to[i];
         else if (!strcmp(mode, "path")) memcpy(m->path.sun_path, i ? "allowed/s.sock" : "refused/s.sock", 7);
         else if (strstr(mode, "link")) renameat2(AT_FDCWD, "way", AT_FDCWD, "other", RENAME_EXCHANGE);
@@ -76,7 +77,18 @@ static int attempt(void) {
     if (u < 0) u = socket(AF_INET, SOCK_DGRAM, 0);
     int reached = 0, fd;
     struct iovec part = {"x", 1};
-    if (!strcmp(mode, "sendto")) {
+    if (!strcmp(mode, "addrform")) {
+        // AF_UNSPEC is no address on an IPv6 socket, and AF_INET on one that has become of IPv4.
+        struct sockaddr_in6 good = {.sin6_family = AF_INET6, .sin6_port = to[1].sin_port};
+        struct sockaddr_in unspec = to[0];
+        unspec.sin_family = AF_UNSPEC;
+        inet_pton(AF_INET6, "::ffff:127.0.0.1", &good.sin6_addr);
+        fd = socket(AF_INET6, SOCK_DGRAM, 0);
+        connect(fd, (void *)&good, sizeof good);
+        dup2(fd, slot);
+        for (int i = 0; i < 5; i++) sendto(slot, "x", 1, 0, (void *)&unspec, sizeof unspec);
+        close(fd);
+    } else if (!strcmp(mode, "sendto")) {
         sendto(u, "x", 1, 0, (void *)&m->address, sizeof m->address);
     } else if (!strcmp(mode, "pointer")) {
         m->message.msg_namelen = sizeof to[0], m->message.msg_iov = &part, m->message.msg_iovlen = 1;
