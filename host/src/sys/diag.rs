@@ -11,9 +11,9 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 pub fn unix_peer(of: impl AsFd) -> Option<u32> {
     let inode = nix::sys::stat::fstat(of.as_fd()).ok()?.st_ino as u32;
     let answer = ask(inode).ok()?;
-    attributes(&answer).find_map(|(kind, value)| {
-        (kind == UNIX_DIAG_PEER).then(|| value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)))?
-    })
+    let (_, peer) = attributes(&answer).find(|(kind, _)| *kind == UNIX_DIAG_PEER)?;
+    // A socket that has been closed, or not been accepted yet, has no inode.
+    peer.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).filter(|inode| *inode != 0)
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
