@@ -7,6 +7,7 @@ pub mod audit;
 pub mod decide;
 pub mod enforce;
 pub mod event;
+pub mod guarantees;
 pub mod intercept;
 pub mod launch;
 pub mod plugin;

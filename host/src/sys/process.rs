@@ -286,8 +286,16 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
     }
 }
 
-/// A descriptor that whoever started us left open, by its number.
+/// A descriptor that whoever started us left open, by its number. One that is not open answers every call with `EBADF`.
 pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: used for one fcntl(2) before anything else touches that number; a number that is not open gets EBADF.
+    // SAFETY: nothing of ours closes descriptors that it has not opened, so the number keeps its meaning.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// A copy of such a descriptor, close-on-exec.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    borrow(fd).try_clone_to_owned()
 }
