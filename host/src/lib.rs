@@ -10,6 +10,7 @@ pub mod event;
 pub mod guarantees;
 pub mod intercept;
 pub mod launch;
+pub mod log;
 pub mod plugin;
 pub mod policy;
 pub mod supervise;
