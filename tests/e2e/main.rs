@@ -4,5 +4,6 @@
 mod harness;
 
 mod audit;
+mod bypass;
 mod cli;
 mod container;

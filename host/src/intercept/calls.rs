@@ -97,6 +97,8 @@ enum When {
     Flag(u8, u64),
     /// Both of two arguments are these numbers.
     Both((u8, u64), (u8, u64)),
+    /// setsockopt(2) of this level and name, with a value: without one, the option is cleared.
+    Option(u64, u64),
 }
 
 struct Row {
@@ -108,10 +110,13 @@ struct Row {
 
 const NETWORK: &[EventKind] =
     &[EventKind::Connect, EventKind::Bind, EventKind::Listen, EventKind::Accept, EventKind::Send, EventKind::Socket];
+const REACHING: &[EventKind] = &[EventKind::Connect, EventKind::Send];
 const EXEC: &[EventKind] = &[EventKind::Exec, EventKind::ExecFileless];
 const CREDENTIALS: &[EventKind] = &[EventKind::Credentials];
 const FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
 const IPPROTO_SCTP: u64 = 132;
+/// linux/in6.h.
+const IPV6_2292PKTOPTIONS: u64 = 6;
 
 const fn row(number: i64, call: Call, wanted_by: &'static [EventKind], when: When) -> Row {
     Row { number, call, wanted_by, when }
@@ -155,6 +160,10 @@ const GOVERNED: &[Row] = &[
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 101))),
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 107))),
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 110))),
+    // A source route sends packets somewhere else first than to the address that was decided on (ip(7), ipv6(7); RFC 3542).
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), REACHING, When::Option(libc::IPPROTO_IP as u64, libc::IP_OPTIONS as u64)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), REACHING, When::Option(libc::IPPROTO_IPV6 as u64, libc::IPV6_RTHDR as u64)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), REACHING, When::Option(libc::IPPROTO_IPV6 as u64, IPV6_2292PKTOPTIONS)),
     row(libc::SYS_getsockopt, Call::Bypass("getsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 111))),
 ];
 
@@ -234,6 +243,11 @@ impl When {
                 vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?]
             }
             Self::Flag(argument, flag) => vec![dword(argument, SeccompCmpOp::MaskedEq(flag), flag)?],
+            Self::Option(level, name) => vec![
+                dword(1, SeccompCmpOp::Eq, level)?,
+                dword(2, SeccompCmpOp::Eq, name)?,
+                dword(4, SeccompCmpOp::Ne, 0)?,
+            ],
             Self::Both((a, x), (b, y)) => vec![dword(a, SeccompCmpOp::Eq, x)?, dword(b, SeccompCmpOp::Eq, y)?],
         })
     }
