@@ -21,7 +21,7 @@ fn io_uring_is_refused_because_the_filter_would_not_see_what_it_does() {
         #include <stdio.h>
         #include <sys/syscall.h>
         #include <unistd.h>
-        int main(void) { char params[120] = {0}; printf("%ld %d\n", syscall(SYS_io_uring_setup, 4, params), errno); }"#,
+        int main(void) { char params[120] = {0}; long ring = syscall(SYS_io_uring_setup, 4, params); printf("%ld %d\n", ring, errno); }"#,
         &[],
     );
     let bare = run(&mut std::process::Command::new(&program));
