@@ -4,7 +4,7 @@
 //! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,7 +21,7 @@ use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::waiting;
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::intercept::caller::{self, Caller, Status};
+use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
@@ -30,7 +30,7 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Mode, Policy};
-use crate::sys::credentials::{self, Identity};
+use crate::sys::credentials::Identity;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{pidfd, process, seccomp};
 
@@ -79,7 +79,7 @@ impl Supervision for Supervisor {
         let view = Arc::new(own_view()?);
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
-        let own = Status::read(openat(view.proc(), "self", OFlag::O_PATH, FileMode::empty())?.as_fd_())?.identity;
+        let own = view.own().clone();
         let office = Arc::new(Office {
             listener,
             view,
@@ -87,7 +87,7 @@ impl Supervision for Supervisor {
             chain: Mutex::new(chain),
             mode: self.mode,
             audit: Audit::start(&self.audit, self.mode)?,
-            own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
+            own,
             withheld: self.withheld,
             guardian,
             idle: AtomicUsize::new(0),
@@ -111,16 +111,6 @@ impl Supervision for Supervisor {
             office.over.store(true, SeqCst);
             office.audit.finish(Duration::from_secs(2));
         }
-    }
-}
-
-use std::os::fd::{AsFd, BorrowedFd};
-trait AsFdOnce {
-    fn as_fd_(&self) -> BorrowedFd<'_>;
-}
-impl AsFdOnce for OwnedFd {
-    fn as_fd_(&self) -> BorrowedFd<'_> {
-        self.as_fd()
     }
 }
 

@@ -183,8 +183,10 @@ pub struct Status {
     pub identity: Identity,
     /// File creation mask.
     pub umask: u32,
-    /// Id within the innermost pid namespace.
+    /// Process id within the innermost pid namespace.
     pub inner_pid: u32,
+    /// Thread id there.
+    pub inner_tid: u32,
     /// Number of threads of the process.
     pub threads: u32,
     /// Signals that are pending for the thread or its process and neither blocked nor ignored.
@@ -223,6 +225,7 @@ impl Status {
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
                 "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
+                "NSpid" => status.inner_tid = numbers().last().unwrap_or_default(),
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
                 "SigBlk" | "SigIgn" => held_back |= bits(),
