@@ -3,5 +3,7 @@
 
 mod harness;
 
+mod audit;
 mod cli;
+mod container;
 mod exec;

@@ -5,6 +5,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
@@ -142,6 +144,9 @@ unsafe fn become_command(
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_LOWER, u64::from(*capability), 0, 0);
         }
         give_up(setup.without);
+        // We are hidden, and so is what we fork; but without CAP_SYS_PTRACE the supervisor could not look at it either. There
+        // is nobody of the workload yet to look into this copy of our memory, and the exec discards it.
+        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
         // Rust's runtime ignores SIGPIPE in every program; the command is not to inherit that.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
@@ -262,12 +267,26 @@ pub fn hide() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Gives the calling thread a working directory and a umask of its own.
-///
-/// # Errors
-/// The kernel's.
-pub fn own_directory() -> nix::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+/// Threads that could not get a working directory and a umask of their own, and take turns with the one that all share.
+static SHARED_DIRECTORY: AtomicBool = AtomicBool::new(false);
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Gives the calling thread a working directory and a umask of its own. Where that is forbidden, as by Docker's seccomp
+/// profile, [`staying`] and [`leaving`] keep threads out of each other's way.
+pub fn own_directory() {
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_err() {
+        SHARED_DIRECTORY.store(true, Relaxed);
+    }
+}
+
+/// While it is held, the working directory stays what it is.
+pub fn staying() -> Option<RwLockReadGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// While it is held, the calling thread may change working directory and umask; it has to change them back.
+pub fn leaving() -> Option<RwLockWriteGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.write().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A procfs of our own that is mounted nowhere, for a root directory without `/proc` (fsopen(2), Linux 5.2).
@@ -286,8 +305,16 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
     }
 }
 
-/// A descriptor that whoever started us left open, by its number.
+/// A descriptor that whoever started us left open, by its number. One that is not open answers every call with `EBADF`.
 pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: used for one fcntl(2) before anything else touches that number; a number that is not open gets EBADF.
+    // SAFETY: nothing of ours closes descriptors that it has not opened, so the number keeps its meaning.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// A copy of such a descriptor, close-on-exec.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    borrow(fd).try_clone_to_owned()
 }
