@@ -380,6 +380,10 @@ impl Office {
                 let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
                 ("traced", why, Outcome::Denied(libc::EPERM))
             }
+            Ok(Verified::Unreadable) => {
+                let why = "the supervisor may not read the program, so it cannot tell what that runs".to_owned();
+                ("unreadable", why, Outcome::Denied(libc::EACCES))
+            }
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };
         let denial = Denial { rule: rule.to_owned(), reason: why, hint: None, errno: None };

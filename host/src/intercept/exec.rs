@@ -44,6 +44,8 @@ pub struct Program {
     pub cut: bool,
     /// Where the caller keeps the environment of the new program.
     pub environment: u64,
+    /// Whether we may not read one of the files that say what else is run, so that this is not known.
+    pub unreadable: bool,
 }
 
 /// The files of an exec, open.
@@ -111,6 +113,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     };
     let given = arguments.clone();
     let mut arguments = arguments;
+    let mut unreadable = false;
     loop {
         let executable = interpreters.last().unwrap_or(&file).as_fd();
         match read_head(view, executable)? {
@@ -139,6 +142,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 break;
             }
             Head::Elf { loader: None } | Head::Unknown => break,
+            Head::Unreadable => {
+                unreadable = true;
+                break;
+            }
         }
     }
 
@@ -164,7 +171,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
             .chain(&files.loader)
             .any(|file| is_fileless(&view.name(file.as_fd()), file.as_fd()));
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
-    Ok((action, Program { files, arguments, cut, environment: envp }))
+    Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -240,11 +247,16 @@ enum Head {
     },
     /// Neither: the kernel will refuse it, or has a binfmt_misc handler, which the verification then finds.
     Unknown,
+    /// The caller may run it, and we may not read it.
+    Unreadable,
 }
 
 fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
-    // A program that we may run but not read is no script: the interpreter could not read it either.
-    let Ok(file) = view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return Ok(Head::Unknown) };
+    let file = match view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) => file,
+        Err(Errno::EACCES | Errno::EPERM) => return Ok(Head::Unreadable),
+        Err(error) => return Err(error),
+    };
     let file = fs::File::from(file);
     let mut head = [0; HEAD];
     let mut length = 0;
