@@ -335,7 +335,7 @@ static void handler(int n) { (void)n; }
 static void nap(long ns) { struct timespec t = { 0, ns }; nanosleep(&t, NULL); }
 static void *exec_thread(void *path) { execve(path, arguments, environ); return (void *)(long)errno; }
 static void under_signals(const char *good, const char *evil) {
-    struct sigaction action = { .sa_handler = handler }; sigaction(SIGALRM, &action, NULL);
+    struct sigaction action = { .sa_handler = handler, .sa_flags = SA_RESTART }; sigaction(SIGALRM, &action, NULL);
     struct itimerval every = { { 0, 150 }, { 0, 150 } }; setitimer(ITIMER_REAL, &every, NULL);
     for (int i = 0; i < 300; i++) {
         execve("/missing/program", arguments, environ); if (errno != ENOENT) _exit(10);

@@ -110,14 +110,20 @@ fn held(
         interrupt()?;
     }
     let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
-    if let Some(why) = check(stopped, is_exec) {
+    let wrong = check(stopped, is_exec);
+    if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
-        let _ = ptrace::detach(stopped, None);
-        reap(stopped);
-        return Ok(Verified::Killed(why));
     }
-    let _ = ptrace::detach(stopped, None);
-    Ok(Verified::Done)
+    release(stopped);
+    Ok(wrong.map_or(Verified::Done, Verified::Killed))
+}
+
+/// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
+/// it until its tracer has seen it off.
+pub fn release(held: Pid) {
+    if ptrace::detach(held, None).is_err() {
+        reap(held);
+    }
 }
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
