@@ -8,3 +8,4 @@ mod cli;
 mod container;
 mod exec;
 mod exec_races;
+mod users;

@@ -110,7 +110,8 @@ fn held(
         interrupt()?;
     }
     let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
-    let wrong = check(stopped, is_exec);
+    // Of one that somebody kills meanwhile nothing can be read any more.
+    let wrong = check(stopped, is_exec).filter(|_| ptrace::getevent(stopped).is_ok());
     if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
     }
