@@ -23,7 +23,7 @@ use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::waiting;
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
-use crate::intercept::caller::{self, Caller, Status};
+use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
@@ -32,7 +32,7 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
-use crate::sys::credentials::{self, Identity};
+use crate::sys::credentials::Identity;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{pidfd, process, seccomp};
 
@@ -89,8 +89,7 @@ impl Supervision for Supervisor {
         findings.check(&self.required, wanted, mode)?;
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
-        let own = openat(view.proc(), "self", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty())?;
-        let own = Status::read(own.as_fd())?.identity;
+        let own = view.own().clone();
         let office = Arc::new(Office {
             listener,
             view,
@@ -98,7 +97,7 @@ impl Supervision for Supervisor {
             chain: Mutex::new(chain),
             mode,
             audit: Audit::start(&self.audit, mode)?,
-            own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
+            own,
             withheld: self.withheld,
             verifies: findings.has(Guarantee::RaceFreeExec),
             guardian,
@@ -380,6 +379,10 @@ impl Office {
             Ok(Verified::Traced) => {
                 let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
                 ("traced", why, Outcome::Denied(libc::EPERM))
+            }
+            Ok(Verified::Unreadable) => {
+                let why = "the supervisor may not read the program, so it cannot tell what that runs".to_owned();
+                ("unreadable", why, Outcome::Denied(libc::EACCES))
             }
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };

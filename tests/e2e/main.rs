@@ -7,3 +7,6 @@ mod audit;
 mod bypass;
 mod cli;
 mod container;
+mod exec;
+mod exec_races;
+mod users;

@@ -6,7 +6,7 @@
 //! to a thread.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fstat, makedev};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
@@ -22,6 +22,7 @@ use crate::decide::FileRole;
 use crate::intercept::caller::Caller;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
+use crate::sys::mapping;
 use crate::sys::notify::{Answer, Listener};
 
 /// How a verified call ended.
@@ -35,6 +36,8 @@ pub enum Verified {
     Killed(String),
     /// The caller cannot be held, because somebody in the workload traces it: the call was not carried out.
     Traced,
+    /// We may not read the file, so what it runs is not known: the call was not carried out.
+    Unreadable,
 }
 
 /// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on.
@@ -49,6 +52,9 @@ pub fn exec(
     program: &Program,
     digests: &[(FileRole, String)],
 ) -> io::Result<Verified> {
+    if program.unreadable {
+        return Ok(Verified::Unreadable);
+    }
     held(listener, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
@@ -104,14 +110,21 @@ fn held(
         interrupt()?;
     }
     let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
-    if let Some(why) = check(stopped, is_exec) {
+    // Of one that somebody kills meanwhile nothing can be read any more.
+    let wrong = check(stopped, is_exec).filter(|_| ptrace::getevent(stopped).is_ok());
+    if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
-        let _ = ptrace::detach(stopped, None);
-        reap(stopped);
-        return Ok(Verified::Killed(why));
     }
-    let _ = ptrace::detach(stopped, None);
-    Ok(Verified::Done)
+    release(stopped);
+    Ok(wrong.map_or(Verified::Done, Verified::Killed))
+}
+
+/// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
+/// it until its tracer has seen it off.
+pub fn release(held: Pid) {
+    if ptrace::detach(held, None).is_err() {
+        reap(held);
+    }
 }
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
@@ -189,19 +202,13 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
     }
     let loader = match open("auxv", OFlag::O_RDONLY) {
-        Ok(auxv) => loader_of(view, File::from(auxv), || open("maps", OFlag::O_RDONLY).map(File::from)),
+        Ok(auxv) => loader_of(File::from(auxv), || open("maps", OFlag::O_RDONLY).map(File::from)),
         Err(error) => return unreadable("auxiliary vector", error),
     };
     match (loader, &program.files.loader) {
         (Ok(None), None) => {}
-        (Ok(Some((path, inode))), Some(decided)) => {
-            let same = fstat(decided).is_ok_and(|stat| stat.st_ino == inode)
-                && view.link_of(decided.as_fd()).is_ok_and(|name| *name == *path);
-            if !same {
-                return Some(format!("its loader is {path}"));
-            }
-        }
-        (Ok(found), _) => return Some(format!("its loader is {}", found.map_or("none".into(), |(path, _)| path))),
+        (Ok(Some(mapped)), Some(decided)) if mapped.is(view, decided.as_fd()) => {}
+        (Ok(found), _) => return Some(format!("its loader is {}", found.map_or("none".into(), |mapped| mapped.path))),
         (Err(error), _) => return Some(format!("its loader could not be found: {error}")),
     }
     if let Some(difference) = argument_difference(program, open("cmdline", OFlag::O_RDONLY).map(File::from)) {
@@ -237,13 +244,41 @@ fn argument_difference(program: &Program, cmdline: nix::Result<File>) -> Option<
     }
 }
 
-/// The file that is mapped where the kernel put the dynamic loader (`AT_BASE`, getauxval(3)), if there is one.
-fn loader_of(
-    _view: &View,
-    mut auxv: File,
-    maps: impl FnOnce() -> nix::Result<File>,
-) -> io::Result<Option<(String, u64)>> {
-    let mut bytes = Vec::new();
+/// A file that is mapped, as proc_pid_maps(5) shows it.
+struct Mapped {
+    device: u64,
+    inode: u64,
+    path: String,
+}
+
+impl Mapped {
+    fn parse(line: &str) -> Option<Self> {
+        // address-range, permissions, offset, device, inode, path
+        let mut fields = line.split_ascii_whitespace().skip(3);
+        let (major, minor) = fields.next()?.split_once(':')?;
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        let device = makedev(number(major)?, number(minor)?);
+        let inode = fields.next()?.parse().ok()?;
+        Some(Self { device, inode, path: line.find('/').map_or("", |at| &line[at..]).to_owned() })
+    }
+
+    /// Whether this is the open file. File systems that are made of others (overlayfs, btrfs) show another device or inode
+    /// here than stat(2) does; what they show is found out by mapping the file ourselves.
+    fn is(&self, view: &View, file: BorrowedFd<'_>) -> bool {
+        let stat = |stat: FileStat| (stat.st_dev, stat.st_ino) == (self.device, self.inode);
+        let ours = || {
+            let maps = openat(view.proc(), "self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+            let file = view.reopen(file, OFlag::O_RDONLY).ok()?;
+            Self::parse(&mapping::line_of(file.as_fd(), maps.into()).ok()?)
+        };
+        fstat(file).is_ok_and(stat)
+            || ours().is_some_and(|ours| (ours.device, ours.inode) == (self.device, self.inode))
+    }
+}
+
+/// What is mapped where the kernel put the dynamic loader (`AT_BASE`, getauxval(3)), if there is one.
+fn loader_of(mut auxv: File, maps: impl FnOnce() -> nix::Result<File>) -> io::Result<Option<Mapped>> {
+    let mut bytes = Vec::with_capacity(512);
     auxv.read_to_end(&mut bytes)?;
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
     let base = bytes
@@ -254,15 +289,6 @@ fn loader_of(
     if base == 0 {
         return Ok(None);
     }
-    for line in BufReader::new(maps()?).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        let mut fields = line.split_whitespace();
-        let start = fields.next().and_then(|range| range.split('-').next()).unwrap_or_default();
-        if u64::from_str_radix(start, 16) == Ok(base) {
-            let inode = fields.nth(3).and_then(|inode| inode.parse().ok()).unwrap_or(0);
-            let path = line.find('/').map_or("", |at| &line[at..]).to_owned();
-            return Ok(Some((path, inode)));
-        }
-    }
-    Err(io::Error::other("nothing is mapped at AT_BASE"))
+    let line = mapping::line_at(maps()?, base)?;
+    Mapped::parse(&line).map(Some).ok_or_else(|| io::Error::other(format!("{line:?} names no file")))
 }

@@ -10,6 +10,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::enforce::exec::release;
 use crate::intercept::caller::{Caller, Status};
 use crate::sys::notify::{Answer, Listener};
 
@@ -91,6 +92,6 @@ pub fn interrupt(listener: &Listener, id: u64, caller: &Caller, restartable: boo
     let sent = listener.send(id, Answer::Errno(if interrupted.is_ok() { ERESTARTSYS } else { libc::EINTR }));
     // Also if the caller has died: a tracer has to see that.
     let _ = waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD));
-    let _ = ptrace::detach(pid, None);
+    release(pid);
     sent
 }

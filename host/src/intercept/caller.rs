@@ -16,6 +16,15 @@ use crate::intercept::path::View;
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
 
+/// What an id is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdKind {
+    /// A user.
+    User,
+    /// A group.
+    Group,
+}
+
 /// The thread behind a notification.
 #[derive(Debug)]
 pub struct Caller {
@@ -123,6 +132,39 @@ impl Caller {
         })
     }
 
+    /// Which users (or groups) of our user namespace the caller means by these ids.
+    ///
+    /// # Errors
+    /// `EINVAL`: an id that its own namespace does not know, as the kernel would answer. Anything else: we can't tell.
+    pub fn known_to_us(&self, view: &View, kind: IdKind, ids: &[u32]) -> Result<Vec<u32>, Errno> {
+        match (readlinkat(&self.directory, "ns/user"), readlinkat(view.proc(), "self/ns/user")) {
+            (Ok(theirs), Ok(ours)) if theirs != ours => {}
+            // A kernel without user namespaces has no such link.
+            (Ok(_), Ok(_)) | (Err(Errno::ENOENT), Err(Errno::ENOENT)) => return Ok(ids.to_vec()),
+            _ => return Err(Errno::EPERM),
+        }
+        let name = match kind {
+            IdKind::User => "uid_map",
+            IdKind::Group => "gid_map",
+        };
+        // What a reader in another namespace sees there are the ids of its own (user_namespaces(7)). A map is written once.
+        let map = openat(&self.directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let map = io::read_to_string(File::from(map)).map_err(|_| Errno::EPERM)?;
+        let ranges: Vec<[u32; 3]> = map
+            .lines()
+            .filter_map(|line| {
+                let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
+                Some([numbers.next()?, numbers.next()?, numbers.next()?])
+            })
+            .collect();
+        ids.iter()
+            .map(|id| {
+                let found = ranges.iter().find(|[inner, _, count]| id.checked_sub(*inner).is_some_and(|n| n < *count));
+                found.map(|[inner, ours, _]| ours.saturating_add(id - inner)).ok_or(Errno::EINVAL)
+            })
+            .collect()
+    }
+
     /// `/proc/TID`.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -183,8 +225,10 @@ pub struct Status {
     pub identity: Identity,
     /// File creation mask.
     pub umask: u32,
-    /// Id within the innermost pid namespace.
+    /// Process id within the innermost pid namespace.
     pub inner_pid: u32,
+    /// Thread id there.
+    pub inner_tid: u32,
     /// Number of threads of the process.
     pub threads: u32,
     /// Signals that are pending for the thread or its process and neither blocked nor ignored.
@@ -223,6 +267,7 @@ impl Status {
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
                 "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
+                "NSpid" => status.inner_tid = numbers().last().unwrap_or_default(),
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
                 "SigBlk" | "SigIgn" => held_back |= bits(),

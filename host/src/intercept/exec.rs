@@ -44,6 +44,8 @@ pub struct Program {
     pub cut: bool,
     /// Where the caller keeps the environment of the new program.
     pub environment: u64,
+    /// Whether we may not read one of the files that say what else is run, so that this is not known.
+    pub unreadable: bool,
 }
 
 /// The files of an exec, open.
@@ -89,16 +91,13 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let directory = view.caller_directory(caller, "cwd")?;
     let directory_name = view.link_of(directory.as_fd()).unwrap_or_default().to_string_lossy().into_owned();
     let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
-    let base = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
-        directory.try_clone().map_err(|_| Errno::EMFILE)?
+    let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+    let file = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
+        if by_descriptor { return Err(Errno::EACCES) } // the working directory
+        view.resolve(caller, &directory, &requested, follow)?
     } else {
-        caller.handle(dirfd)?
-    };
-    let file = if by_descriptor {
-        base
-    } else {
-        let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
-        view.resolve(caller, base, &requested, follow)?
+        let base = caller.handle(dirfd)?;
+        if by_descriptor { base } else { view.resolve(caller, base, &requested, follow)? }
     };
     must_be_regular(file.as_fd())?;
     let (arguments, cut) = copy_arguments(caller, argv)?;
@@ -114,6 +113,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     };
     let given = arguments.clone();
     let mut arguments = arguments;
+    let mut unreadable = false;
     loop {
         let executable = interpreters.last().unwrap_or(&file).as_fd();
         match read_head(view, executable)? {
@@ -121,8 +121,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 if interpreters.len() == INTERPRETERS {
                     return Err(Errno::ELOOP);
                 }
-                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
-                let next = view.resolve(caller, start, &interpreter, true)?;
+                if interpreter.is_empty() {
+                    return Err(Errno::EACCES); // open_exec takes no name for the working directory
+                }
+                let next = view.resolve(caller, &directory, &interpreter, true)?;
                 must_be_regular(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
@@ -134,13 +136,16 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 interpreters.push(next);
             }
             Head::Elf { loader: Some(path) } => {
-                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
-                let found = view.resolve(caller, start, &path, true)?;
+                let found = view.resolve(caller, &directory, &path, true)?;
                 must_be_regular(found.as_fd())?;
                 loader = Some(found);
                 break;
             }
             Head::Elf { loader: None } | Head::Unknown => break,
+            Head::Unreadable => {
+                unreadable = true;
+                break;
+            }
         }
     }
 
@@ -166,7 +171,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
             .chain(&files.loader)
             .any(|file| is_fileless(&view.name(file.as_fd()), file.as_fd()));
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
-    Ok((action, Program { files, arguments, cut, environment: envp }))
+    Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -242,11 +247,16 @@ enum Head {
     },
     /// Neither: the kernel will refuse it, or has a binfmt_misc handler, which the verification then finds.
     Unknown,
+    /// The caller may run it, and we may not read it.
+    Unreadable,
 }
 
 fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
-    // A program that we may run but not read is no script: the interpreter could not read it either.
-    let Ok(file) = view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return Ok(Head::Unknown) };
+    let file = match view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) => file,
+        Err(Errno::EACCES | Errno::EPERM) => return Ok(Head::Unreadable),
+        Err(error) => return Err(error),
+    };
     let file = fs::File::from(file);
     let mut head = [0; HEAD];
     let mut length = 0;
@@ -268,30 +278,33 @@ fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
 }
 
 /// `load_script` (fs/binfmt_script.c): the first line, without blanks at its ends, up to the first blank, and the rest as
-/// one argument. A line that does not end within the head counts only if the interpreter's name does.
+/// one argument, even an empty one. A line that does not end within the head (the kernel looks for its end no further than
+/// a NUL) counts only if the interpreter's name does.
 fn script(head: &[u8; HEAD]) -> Head {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let ends_name = |byte: &u8| blank(byte) || *byte == 0;
     let text = &head[2..];
-    let line = match text.iter().position(|byte| *byte == b'\n') {
-        Some(end) => &text[..end],
-        None => {
+    let line = match text.iter().position(|byte| matches!(byte, b'\n' | 0)) {
+        Some(end) if text[end] == b'\n' => &text[..end],
+        _ => {
             let begin = text.iter().position(|byte| !blank(byte)).unwrap_or(text.len());
-            if !text[begin..].iter().any(|byte| blank(byte) || *byte == 0) {
+            if !text[begin..].iter().any(ends_name) {
                 return Head::Unknown;
             }
             &text[..text.len() - 1]
         }
     };
-    let line = line.trim_ascii_start();
+    let line = &line[line.iter().position(|byte| !blank(byte)).unwrap_or(line.len())..];
     let line = &line[..line.iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1)];
-    let end = line.iter().position(|byte| blank(byte) || *byte == 0).unwrap_or(line.len());
-    if end == 0 {
+    let end = line.iter().position(ends_name).unwrap_or(line.len());
+    if line.is_empty() {
         return Head::Unknown;
     }
-    let rest = &line[end..];
-    let rest = &rest[rest.iter().position(|byte| !blank(byte)).unwrap_or(rest.len())..];
-    let rest = &rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())];
-    Head::Script { interpreter: line[..end].to_vec(), argument: (!rest.is_empty()).then(|| rest.to_vec()) }
+    let argument = line[end..].iter().position(|byte| !blank(byte)).filter(|skipped| *skipped > 0).map(|skipped| {
+        let rest = &line[end + skipped..];
+        rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())].to_vec()
+    });
+    Head::Script { interpreter: line[..end].to_vec(), argument }
 }
 
 fn elf_interpreter(file: fs::File, class: u8) -> Option<Vec<u8>> {
@@ -372,6 +385,9 @@ mod tests {
         assert_eq!(script(&head(b"#!/bin/sh\n")), found("/bin/sh", None));
         assert_eq!(script(&head(b"#! \t/bin/sh  -e x \nfoo")), found("/bin/sh", Some("-e x")));
         assert_eq!(script(&head(b"#!/bin/sh")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#!/bin/sh \0x\n")), found("/bin/sh", Some("")));
+        assert_eq!(script(&head(b"#!/bin/sh\0 x\n")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#!/bin/sh\r\n")), found("/bin/sh\r", None));
         assert_eq!(script(&head(b"#!\n")), Head::Unknown);
         assert_eq!(script(&[b'x'; HEAD]), Head::Unknown);
     }

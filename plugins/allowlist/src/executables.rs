@@ -53,7 +53,10 @@ impl Executables {
                     "executables.no-path",
                     format!("{} is no file of the image at that path", file.path),
                 )
-                .hint("only the digest of its content can allow it: add \"sha256:…\" to allow_executables");
+                .hint(match content(role, file) {
+                    Some(digest) => format!("add \"sha256:{digest}\", the digest of its content, to allow_executables"),
+                    None => "add sha256: and the digest of its content to allow_executables".to_owned(),
+                });
             }
             let interprets = if matches!(role, FileRole::File) { "" } else { ", which interprets it," };
             return Verdict::deny(
@@ -122,6 +125,12 @@ impl List {
             || self.directories.iter().any(|directory| path.starts_with(directory.as_str()))
             || self.globs.iter().any(|glob| glob_match(glob, path))
     }
+}
+
+/// The digest of a file for a hint, if it costs little.
+fn content(role: FileRole, file: &File) -> Option<String> {
+    const LITTLE: u64 = 16 << 20;
+    (file.size <= LITTLE).then(|| digest(role).ok()).flatten()
 }
 
 /// What makes a path a glob.
