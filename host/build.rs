@@ -6,6 +6,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[allow(unreachable_pub)] // it is, in the library
 #[path = "src/plugin/engine_config.rs"]
 mod engine_config;
 

@@ -4,7 +4,7 @@
 //! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,13 +14,15 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode as FileMode;
+use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record};
+use crate::audit::{Audit, Outcome, Record, Refusal};
 use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::waiting;
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
+use crate::guarantees;
 use crate::intercept::caller::{self, Caller, Status};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
@@ -29,7 +31,7 @@ use crate::intercept::path::View;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Mode, Policy};
+use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
 use crate::sys::credentials::{self, Identity};
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{pidfd, process, seccomp};
@@ -40,6 +42,7 @@ pub struct Supervisor {
     chain: Option<Chain>,
     mode: Mode,
     audit: AuditSettings,
+    required: Vec<Guarantee>,
     withheld: u64,
     running: Option<(Arc<Office>, Clock)>,
 }
@@ -48,7 +51,8 @@ impl Supervisor {
     /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
     pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        Self { engine, chain: Some(chain), mode, audit: policy.audit.clone(), withheld, running: None }
+        let (audit, required) = (policy.audit.clone(), policy.require.clone());
+        Self { engine, chain: Some(chain), mode, audit, required, withheld, running: None }
     }
 }
 
@@ -62,7 +66,10 @@ struct Office {
     audit: Audit,
     own: Identity,
     withheld: u64,
+    /// Whether an exec can be held and looked at.
+    verifies: bool,
     guardian: Option<u32>,
+    threads: AtomicUsize,
     idle: AtomicUsize,
     over: AtomicBool,
 }
@@ -74,22 +81,28 @@ const IDLE: usize = 3;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
-    fn begin(&mut self, listener: Listener, _killable: bool, guardian: Option<u32>) -> Result<()> {
+    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()> {
         let chain = self.chain.take().context("begun twice")?;
         let view = Arc::new(own_view()?);
+        let (wanted, mode) = (chain.subscriptions(), self.mode);
+        let findings = guarantees::find(&view, &listener, command)?;
+        findings.check(&self.required, wanted, mode)?;
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
-        let own = Status::read(openat(view.proc(), "self", OFlag::O_PATH, FileMode::empty())?.as_fd_())?.identity;
+        let own = openat(view.proc(), "self", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty())?;
+        let own = Status::read(own.as_fd())?.identity;
         let office = Arc::new(Office {
             listener,
             view,
-            wanted: chain.subscriptions(),
+            wanted,
             chain: Mutex::new(chain),
-            mode: self.mode,
-            audit: Audit::start(&self.audit, self.mode)?,
+            mode,
+            audit: Audit::start(&self.audit, mode)?,
             own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
             withheld: self.withheld,
+            verifies: findings.has(Guarantee::RaceFreeExec),
             guardian,
+            threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         });
@@ -111,16 +124,6 @@ impl Supervision for Supervisor {
             office.over.store(true, SeqCst);
             office.audit.finish(Duration::from_secs(2));
         }
-    }
-}
-
-use std::os::fd::{AsFd, BorrowedFd};
-trait AsFdOnce {
-    fn as_fd_(&self) -> BorrowedFd<'_>;
-}
-impl AsFdOnce for OwnedFd {
-    fn as_fd_(&self) -> BorrowedFd<'_> {
-        self.as_fd()
     }
 }
 
@@ -146,19 +149,23 @@ fn own_view() -> Result<View> {
 /// Starts one more thread that receives notifications.
 fn receive(office: &Arc<Office>) -> Result<()> {
     let ours = Arc::clone(office);
+    office.threads.fetch_add(1, SeqCst);
     office.idle.fetch_add(1, SeqCst);
     std::thread::Builder::new()
         .name("callgate-call".into())
         .stack_size(STACK)
         .spawn(move || {
-            let at_home = process::own_directory().and_then(|()| nix::unistd::fchdir(ours.view.proc()));
-            if at_home.is_err() {
+            process::own_directory();
+            // See `intercept::network::destination`: paths to sockets begin here.
+            if nix::unistd::fchdir(ours.view.proc()).is_err() {
                 std::process::abort();
             }
             work(&ours);
+            ours.threads.fetch_sub(1, SeqCst);
         })
         .inspect_err(|_| {
             office.idle.fetch_sub(1, SeqCst);
+            office.threads.fetch_sub(1, SeqCst);
         })
         .context("cannot start a thread")?;
     Ok(())
@@ -178,7 +185,7 @@ fn work(office: &Arc<Office>) {
                 _ => return,
             },
         };
-        if office.idle.fetch_sub(1, SeqCst) == 1 && threads() < THREADS {
+        if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
             // Without another thread calls wait for this one; nothing is lost.
             let _ = receive(office);
         }
@@ -188,10 +195,6 @@ fn work(office: &Arc<Office>) {
             return;
         }
     }
-}
-
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 impl Office {
@@ -251,27 +254,33 @@ impl Office {
 
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let credentials =
-            crate::event::Credentials { call: format!("system call {}", call.number), ..Default::default() };
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action: Action::Credentials(credentials) };
-        event.sequence = 0;
-        let denial =
-            Denial { rule: rule.to_owned(), reason: why.to_owned(), hint: None, errno: Some(errno as i32 as u16) };
-        let decision = Decision {
-            denial: Some(denial),
-            plugin: "callgate".to_owned(),
-            allowed_by: None,
-            failures: vec![],
-            candidates: vec![],
-            took: Duration::ZERO,
-        };
         let dry = self.mode == Mode::DryRun;
-        self.record(
-            &event,
-            &decision,
-            if dry { Outcome::WouldDeny(errno as i32) } else { Outcome::Denied(errno as i32) },
-        );
+        self.record_refusal(subject, call, rule, why, errno, if dry { Outcome::WouldDeny } else { Outcome::Denied });
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
+    }
+
+    fn record_refusal(
+        &self,
+        subject: Subject,
+        call: &Notification,
+        rule: &str,
+        reason: &str,
+        errno: Errno,
+        outcome: fn(i32) -> Outcome,
+    ) {
+        let native = call.arch == seccomp::NATIVE_ARCH;
+        self.audit.refusal(&Refusal {
+            mode: self.mode,
+            time_ms: now_ms(),
+            ancestors: caller::ancestors(&self.view, &subject),
+            subject,
+            call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
+            number: call.number,
+            architecture: call.arch,
+            rule,
+            reason,
+            outcome: outcome(errno as i32),
+        });
     }
 
     fn record(&self, event: &Event, decision: &Decision, outcome: Outcome) {
@@ -356,6 +365,9 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if !self.verifies {
+            return Some(Answer::Continue);
+        }
         let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let result = verified::exec(&self.listener, &self.view, id, caller, program, &digests);
         self.verified(event, decision, result)
@@ -554,7 +566,7 @@ impl Office {
 
     /// Our own safety is no matter of the mode.
     fn refuse_always(&self, subject: Subject, call: &Notification, rule: &str, why: &str) -> Answer {
-        self.refuse(subject, call, rule, why, Errno::EPERM);
+        self.record_refusal(subject, call, rule, why, Errno::EPERM, Outcome::Denied);
         Answer::Errno(libc::EPERM)
     }
 }

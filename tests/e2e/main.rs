@@ -3,4 +3,6 @@
 
 mod harness;
 
+mod audit;
 mod cli;
+mod container;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
+use callgate::log;
 use callgate::policy::Mode;
 use callgate::sys::process::{self, Environment};
 use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 
 fn work(Environment { own, rest }: Environment) -> Result<u8> {
     let variable = |name: &str| own.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    start_log(variable("CALLGATE_LOG").unwrap_or("warn"))?;
+    log::start(variable("CALLGATE_LOG").unwrap_or("warn"))?;
     let environment_mode = match variable("CALLGATE_MODE") {
         None | Some("") => None,
         Some("dry-run") => Some((Mode::DryRun, "CALLGATE_MODE")),
@@ -128,16 +129,4 @@ fn parse() -> Result<Arguments> {
         Some("check") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Check })),
         _ => bail!("there is no command to run; see callgate --help"),
     }
-}
-
-fn start_log(level: &str) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .with_context(|| format!("CALLGATE_LOG is {level:?}, which is no level"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .init();
-    Ok(())
 }

@@ -91,9 +91,18 @@ fn held(
         Err(Errno::EPERM) => return Ok(Verified::Traced),
         Err(error) => return Err(error.into()),
     }
-    ptrace::interrupt(thread).or_else(|error| if error == Errno::ESRCH { Ok(()) } else { Err(error) })?;
+    // The interruption stays pending until the call is over. Before Linux 5.19 it would end the notification instead, and so
+    // comes after the answer: an exec that has gone through by then has stopped all the same.
+    let interrupt =
+        || ptrace::interrupt(thread).or_else(|error| if error == Errno::ESRCH { Ok(()) } else { Err(error) });
+    if listener.keeps_callers() {
+        interrupt()?;
+    }
     // Also if the caller has died in between: then the wait ends with that.
     let _ = listener.send(id, Answer::Continue);
+    if !listener.keeps_callers() {
+        interrupt()?;
+    }
     let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
     if let Some(why) = check(stopped, is_exec) {
         let _ = kill(stopped, Signal::SIGKILL);

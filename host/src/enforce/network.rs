@@ -16,7 +16,7 @@ use crate::intercept::network::{Held, Message, Target};
 use crate::intercept::path::{View, same_file};
 use crate::sys::credentials::{self, Identity};
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::{pidfd, socket};
+use crate::sys::{pidfd, process, socket};
 
 /// What a performed call came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,7 @@ impl Desk<'_> {
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
     let attempt = || {
+        let _staying = target.file.is_some().then(process::staying);
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
@@ -152,6 +153,7 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::
             // Another root: the name that others see cannot be kept.
             return Err(io::Error::from(Errno::EOPNOTSUPP));
         };
+        let _leaving = process::leaving();
         if let Some(directory) = &directory {
             nix::unistd::fchdir(directory)?;
         }
@@ -225,6 +227,8 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
     loop {
         let first = sent == 0;
         let mut attempt = || {
+            let by_path = message.target.as_ref().is_some_and(|target| target.file.is_some());
+            let _staying = by_path.then(process::staying);
             let control = if first { control.as_mut_slice() } else { &mut [] };
             socket::send(&held.fd, &message.data[sent..], if first { address } else { None }, control, flags)
         };

@@ -46,6 +46,28 @@ pub enum Call {
     PidfdSendSignal,
 }
 
+impl Call {
+    /// The system call's name, for records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Execve => "execve",
+            Self::Execveat => "execveat",
+            Self::Connect => "connect",
+            Self::Bind => "bind",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
+            Self::Sendto => "sendto",
+            Self::Sendmsg => "sendmsg",
+            Self::Sendmmsg => "sendmmsg",
+            Self::Socket => "socket",
+            Self::Identity(identity) => identity.name,
+            Self::Setgroups => "setgroups",
+            Self::Bypass(name) | Self::Task(name) | Self::TaskOrMany(name) => name,
+            Self::PidfdSendSignal => "pidfd_send_signal",
+        }
+    }
+}
+
 /// The calls of [`Call::Identity`]: name, and which of their arguments are user ids and group ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {

@@ -55,11 +55,11 @@ pub struct Launch {
 
 /// What supervises while the command runs.
 pub trait Supervision {
-    /// Takes the listener and begins to answer. `killable`: callers sleep through signals while they wait.
+    /// Takes the listener and begins to answer. The command's process is there, under its filter, and waits.
     ///
     /// # Errors
     /// The command is then not run.
-    fn begin(&mut self, listener: Listener, killable: bool, guardian: Option<u32>) -> Result<()>;
+    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()>;
     /// The command has ended; some of its descendants may go on.
     fn command_ended(&mut self);
     /// Nothing of the workload is left.
@@ -242,14 +242,14 @@ fn supervise(
         go_writer: go.as_raw_fd(),
     };
     let child = process::start(&command, &setup).context("cannot start the command")?;
-    let listener = listener_of(child, report)?;
+    let listener = listener_of(child, report, killable)?;
     drop((report_end, go_end, terminal));
     let apart = leads_session || setsid().is_ok();
     be_robust();
     // The command has a table of its own now. What it leaves open must not stay open because of us.
     process::forget_streams(&[0, 1]);
     let guardian = outside.as_ref().map(|outside| outside.guardian.as_raw() as u32);
-    if let Err(error) = supervision.begin(listener, killable, guardian) {
+    if let Err(error) = supervision.begin(listener, child, guardian) {
         let _ = kill(child, Signal::SIGKILL);
         return Err(error);
     }
@@ -298,7 +298,7 @@ fn be_robust() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
-fn listener_of(child: Pid, report: OwnedFd) -> Result<Listener> {
+fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> {
     let mut report = File::from(report);
     let patience = Instant::now() + Duration::from_secs(30);
     // The child shares our descriptors, also the other end of this pipe: its death would go unnoticed.
@@ -314,7 +314,7 @@ fn listener_of(child: Pid, report: OwnedFd) -> Result<Listener> {
             let error = io::Error::from_raw_os_error(-failed);
             Err(error).context("cannot install the seccomp filter")
         }
-        fd => Ok(Listener::new(process::adopt(fd))),
+        fd => Ok(Listener::new(process::adopt(fd), killable)),
     }
 }
 

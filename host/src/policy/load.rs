@@ -47,7 +47,11 @@ impl Policy {
         let plugins = match (&document.plugins, document.short_form().as_slice()) {
             (None, []) => {
                 let hint = "add \"allow_executables\": [\"/bin/sh\", …], or a list of plugins";
-                return Err(source.error_at("", "the policy governs nothing: it names no plugin", Some(hint.to_owned())));
+                return Err(source.error_at(
+                    "",
+                    "the policy governs nothing: it names no plugin",
+                    Some(hint.to_owned()),
+                ));
             }
             (None, keys) => {
                 let keys: Vec<String> = keys.iter().map(|(key, value)| format!("\"{key}\": {}", value.get())).collect();
@@ -59,7 +63,9 @@ impl Policy {
             (Some(plugins), []) => {
                 let mut names = HashSet::new();
                 let plugins = plugins.iter().enumerate();
-                plugins.map(|(index, plugin)| settings(source, directory, index, plugin, &mut names)).collect::<Result<_, _>>()?
+                plugins
+                    .map(|(index, plugin)| settings(source, directory, index, plugin, &mut names))
+                    .collect::<Result<_, _>>()?
             }
             (Some(_), [(key, _), ..]) => {
                 let hint = format!("move {key:?} into the configuration of the plugin {BUILTIN:?}");
@@ -189,9 +195,7 @@ fn settings(
     }
     let origin = match (&plugin.path, &plugin.builtin) {
         (Some(_), Some(_)) => return wrong("builtin", "a plugin is either built in or has a path".to_owned(), None),
-        (Some(path), None) => {
-            PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone() }
-        }
+        (Some(path), None) => PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone() },
         (None, builtin) => {
             let name = builtin.as_ref().unwrap_or(&plugin.name);
             if name != BUILTIN {
@@ -279,9 +283,8 @@ mod tests {
 
     #[test]
     fn sinks_are_words_or_objects() {
-        let policy = parse(
-            r#"{"allow_executables": [], "audit": {"sinks": ["fd:3", {"to": "file:/a", "format": "text"}]}}"#,
-        );
+        let policy =
+            parse(r#"{"allow_executables": [], "audit": {"sinks": ["fd:3", {"to": "file:/a", "format": "text"}]}}"#);
         let sinks = policy.unwrap().audit.sinks;
         assert_eq!(sinks[0].to, SinkTarget::Fd(3));
         assert_eq!((&sinks[1].to, sinks[1].format), (&SinkTarget::File("/a".into()), Format::Text));
@@ -305,7 +308,11 @@ mod tests {
             (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": "1"}]}"#, (1, 56), "invalid type"),
             (r#"{"plugins": [{"path": "a"}]}"#, (1, 14), "missing field"),
             (r#"{"allow_executables": [], "audit": {"sinks": ["stdout"]}}"#, (1, 47), "no place"),
-            (r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "fmt": 1}]}}"#, (1, 64), "unknown field"),
+            (
+                r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "fmt": 1}]}}"#,
+                (1, 64),
+                "unknown field",
+            ),
             (r#"{"allow_executables": [], "require": ["speed"]}"#, (1, 39), "unknown variant"),
         ] {
             let (message, at) = mistake(text);

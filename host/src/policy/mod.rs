@@ -74,6 +74,20 @@ pub enum Guarantee {
     ProtectedSupervisor,
     /// A signal never makes the kernel run a call of the workload twice (Linux 5.19).
     RestartFree,
+    /// Processes that have changed their user, or are not dumpable, are decided on like all others (`CAP_SYS_PTRACE`).
+    AllCallers,
+}
+
+impl std::fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::RaceFreeExec => "race-free-exec",
+            Self::RaceFreeNetwork => "race-free-network",
+            Self::ProtectedSupervisor => "protected-supervisor",
+            Self::RestartFree => "restart-free",
+            Self::AllCallers => "all-callers",
+        })
+    }
 }
 
 /// One plugin of the chain.

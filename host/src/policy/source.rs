@@ -52,9 +52,8 @@ impl PolicyError {
             let hint = self.hint.as_ref().map(|hint| format!("\nhelp: {hint}")).unwrap_or_default();
             return format!("error: {name}: {}{hint}", self.message);
         };
-        let snippet = Snippet::source(self.text.as_str())
-            .path(name)
-            .annotation(AnnotationKind::Primary.span(place.clone()));
+        let snippet =
+            Snippet::source(self.text.as_str()).path(name).annotation(AnnotationKind::Primary.span(place.clone()));
         let mut group = Level::ERROR.primary_title(self.message.as_str()).element(snippet);
         if let Some(hint) = &self.hint {
             group = group.element(Level::HELP.message(hint.as_str()));
@@ -114,7 +113,8 @@ impl Source {
                         break;
                     };
                     value = &property.value;
-                    range = if want_key { property.name.range().start..property.name.range().end } else { bytes(value) };
+                    range =
+                        if want_key { property.name.range().start..property.name.range().end } else { bytes(value) };
                 }
                 Value::Array(array) => {
                     let Some(element) = segment.parse().ok().and_then(|n: usize| array.elements.get(n)) else { break };

@@ -5,7 +5,8 @@ use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -113,7 +114,7 @@ pub struct Kept {
     timers: [libc::itimerval; 3],
 }
 
-const TIMERS: [libc::__itimer_which_t; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
 impl Kept {
     /// Takes these things off the process: who ignores SIGCHLD has no children to wait for (wait(2)), and a timer (`alarm 5;
@@ -127,7 +128,7 @@ impl Kept {
             let stopped: libc::itimerval = std::mem::zeroed();
             let mut timers = [stopped; 3];
             for (which, timer) in TIMERS.into_iter().zip(&mut timers) {
-                libc::setitimer(which, &raw const stopped, timer);
+                libc::setitimer(which as _, &raw const stopped, timer);
             }
             Self { child_signal_ignored: action.sa_sigaction == libc::SIG_IGN, timers }
         }
@@ -143,7 +144,7 @@ impl Kept {
             }
             for (which, timer) in TIMERS.into_iter().zip(&self.timers) {
                 if timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0 {
-                    libc::setitimer(which, timer, std::ptr::null_mut());
+                    libc::setitimer(which as _, timer, std::ptr::null_mut());
                 }
             }
             if AT_START.load(Relaxed) & PIPE_IGNORED == 0 {
@@ -230,6 +231,9 @@ unsafe fn become_command(
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_LOWER, u64::from(*capability), 0, 0);
         }
         give_up(setup.without);
+        // We are hidden, and so is what we fork; but without CAP_SYS_PTRACE the supervisor could not look at it either. There
+        // is nobody of the workload yet to look into this copy of our memory, and the exec discards it.
+        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
         setup.kept.give_back();
         libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
         let listener = match setup.filter.install(setup.killable) {
@@ -476,12 +480,26 @@ pub fn children() -> Vec<Pid> {
     (2..PID_MAX_LIMIT).filter(is_child).map(Pid::from_raw).collect()
 }
 
-/// Gives the calling thread a working directory and a umask of its own.
-///
-/// # Errors
-/// The kernel's.
-pub fn own_directory() -> nix::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+/// Threads that could not get a working directory and a umask of their own, and take turns with the one that all share.
+static SHARED_DIRECTORY: AtomicBool = AtomicBool::new(false);
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Gives the calling thread a working directory and a umask of its own. Where that is forbidden, as by Docker's seccomp
+/// profile, [`staying`] and [`leaving`] keep threads out of each other's way.
+pub fn own_directory() {
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_err() {
+        SHARED_DIRECTORY.store(true, Relaxed);
+    }
+}
+
+/// While it is held, the working directory stays what it is.
+pub fn staying() -> Option<RwLockReadGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// While it is held, the calling thread may change working directory and umask; it has to change them back.
+pub fn leaving() -> Option<RwLockWriteGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.write().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A procfs of our own that is mounted nowhere, for a root directory without `/proc` (fsopen(2), Linux 5.2).
@@ -500,8 +518,16 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
     }
 }
 
-/// A descriptor that whoever started us left open, by its number.
+/// A descriptor that whoever started us left open, by its number. One that is not open answers every call with `EBADF`.
 pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: used for one fcntl(2) before anything else touches that number; a number that is not open gets EBADF.
+    // SAFETY: nothing of ours closes descriptors that it has not opened, so the number keeps its meaning.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// A copy of such a descriptor, close-on-exec.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    borrow(fd).try_clone_to_owned()
 }

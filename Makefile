@@ -1,0 +1,28 @@
+# `make demo` shows what callgate does; `make test` passes all checks and tests. Both install what they need.
+
+CARGO ?= cargo
+# Where .cargo/config.toml makes cargo put what it builds.
+CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
+
+.PHONY: build demo test lint schema
+
+build:
+	@.ci/setup build
+	$(CARGO) build --release --locked
+
+demo:
+	@.ci/setup demo
+	$(CARGO) build --release --locked
+	@tests/demo $(CALLGATE)
+
+test: lint
+	$(CARGO) test --release --locked --workspace --all-features
+
+lint:
+	@.ci/setup test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets --all-features -- -D warnings
+
+# Writes the JSON Schemas in policies/ anew, from the types.
+schema:
+	UPDATE_SCHEMA=1 $(CARGO) test --release --locked --package callgate --all-features --test schema
