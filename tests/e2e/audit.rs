@@ -66,7 +66,8 @@ fn on_a_terminal_a_person_reads_one_line_with_a_hint() {
     // script(1) gives the command a terminal.
     let line = format!("{} -p {} bash -c /bin/false", crate::harness::CALLGATE, fixture.policy().display());
     let outcome = run(std::process::Command::new("script").args(["-qec", &line, "/dev/null"]));
-    let told = outcome.stdout.lines().find(|line| line.starts_with("callgate: ")).unwrap_or_else(|| panic!("{outcome:?}"));
+    let told =
+        outcome.stdout.lines().find(|line| line.starts_with("callgate: ")).unwrap_or_else(|| panic!("{outcome:?}"));
     assert!(told.contains("denied") && told.contains("exec of /usr/bin/false by bash["), "{told:?}");
     assert!(told.contains(r#"to allow it, add "/usr/bin/false" to allow_executables"#), "{told:?}");
     assert!(!outcome.stdout.contains("schema"), "{outcome:?}");

@@ -140,8 +140,11 @@ fn as_the_first_process_it_reaps_orphans_and_forwards_signals() {
 fn a_shell_in_a_browser_is_confined() {
     let policy = json!({ "allow_executables": ["/usr/bin/shellinaboxd", "/bin/bash", "/bin/ls", "/bin/cat"] });
     let pam = TempDir::new().unwrap();
-    fs::write(pam.path().join("pam"), "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n")
-        .unwrap();
+    fs::write(
+        pam.path().join("pam"),
+        "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n",
+    )
+    .unwrap();
     let pam = format!("{}=/etc/pam.d/shellinabox", pam.path().join("pam").display());
     let permit = "/usr/lib/x86_64-linux-gnu/security/pam_permit.so";
     let image = Image::new(&policy, &["shellinaboxd", "bash", "ls", "cat", "whoami", &pam, permit]);

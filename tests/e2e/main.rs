@@ -6,3 +6,4 @@ mod harness;
 mod audit;
 mod cli;
 mod container;
+mod launch;

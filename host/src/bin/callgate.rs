@@ -72,12 +72,9 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
             print!("{}", wrap::check(&policy)?);
             Ok(0)
         }
-        Job::Run(command) => wrap::run(&Wrap {
-            policy,
-            mode: arguments.mode.or(environment_mode),
-            command,
-            environment: rest,
-        }),
+        Job::Run(command) => {
+            wrap::run(&Wrap { policy, mode: arguments.mode.or(environment_mode), command, environment: rest })
+        }
     }
 }
 

@@ -320,12 +320,7 @@ fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> 
 
 /// Waits for signals and for children until nothing of the workload is left. `apart`: we are in another session than the
 /// command.
-fn look_after(
-    command: Pid,
-    supervision: &mut dyn Supervision,
-    outside: Option<&Outside>,
-    apart: bool,
-) -> Result<u8> {
+fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&Outside>, apart: bool) -> Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut status = None;
     let mut told_stop = false;
@@ -420,7 +415,8 @@ fn stop_of(command: Pid) -> Stop {
 /// behind has closed it, or keeps it open itself. What happens to a file is nobody's loss.
 fn let_go_of_stderr() {
     use nix::sys::stat::{SFlag, fstat};
-    let kind = fstat(io::stderr()).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    let kind =
+        fstat(io::stderr()).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
     if kind != SFlag::S_IFREG {
         process::forget_streams(&[2]);
     }
@@ -456,15 +452,20 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
     let leads_session = getsid(None) == Ok(getpid());
     loop {
         wait_readable(&[signals.as_fd(), socket.as_fd()], None);
+        let mut alive = true;
         while let Ok(Some(signal)) = signals.read_signal() {
             let signal = sent(&signal);
+            if signal.number == libc::SIGCHLD {
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+                alive = waitid(Id::Pid(supervisor), flags) == Ok(WaitStatus::StillAlive);
+            }
             if !is_about_us(&signal) && !reached_the_group(&signal, leads_session) {
                 order(Order::Signal(signal));
             }
         }
         loop {
             match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
-                Ok(None) => break,
+                Ok(None) if alive => break,
                 Ok(Some(News::Stopped(signal))) => {
                     if let Ok(signal) = Signal::try_from(signal) {
                         process::stop_by(signal);
@@ -483,8 +484,8 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                     let _ = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
                     return Ok(status);
                 }
-                Err(_) => {
-                    // The other end is gone, and did not say that all is well.
+                Ok(None) | Err(_) => {
+                    // It is gone, and did not say that all is well. (Until it runs, the command has the socket as well.)
                     let failed = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
                     end_all();
                     if !matches!(failed, Ok(WaitStatus::Exited(_, 125))) {

@@ -246,6 +246,8 @@ unsafe fn become_command(
         if listener < 0 {
             libc::_exit(125);
         }
+        // Should the supervisor die now, its listener must be gone with it: nobody would answer the exec.
+        libc::close(listener);
         libc::close(setup.go_writer);
         for stream in 0..3 {
             if AT_START.load(Relaxed) & 1 << stream != 0 {
