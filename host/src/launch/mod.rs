@@ -39,7 +39,7 @@ use nix::unistd::{Pid, getpid, getsid, pipe2, setsid};
 
 use crate::intercept::calls::Protected;
 use crate::sys::notify::Listener;
-use crate::sys::process::{self, Command, Forked, Kept, Sent, Session, Setup};
+use crate::sys::process::{self, Command, Forked, Sent, Session, Setup, Timers};
 use crate::sys::seccomp::{self, Filter};
 
 /// What is to be run, and under what.
@@ -79,7 +79,8 @@ pub fn run(
     process::hide();
     let mut mask = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
-    let found = Found { mask, kept: Kept::take() };
+    process::expect_children();
+    let found = Found { mask, timers: Timers::take() };
     if getpid().as_raw() == 1 {
         return supervise(launch, &filter(Protected { group: None })?, found, supervision, None);
     }
@@ -115,7 +116,7 @@ pub fn run(
 /// What of the process we had to change, as it was.
 struct Found {
     mask: SigSet,
-    kept: Kept,
+    timers: Timers,
 }
 
 /// The supervisor's way to the guardian.
@@ -235,7 +236,7 @@ fn supervise(
         killable,
         session: if leads_session { Session::Own(terminal.number()) } else { Session::Ours },
         mask: found.mask,
-        kept: found.kept,
+        timers: found.timers,
         without: &launch.without,
         report: report_end.as_raw_fd(),
         go: go_end.as_raw_fd(),

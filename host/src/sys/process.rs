@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
@@ -14,32 +14,38 @@ use nix::unistd::Pid;
 
 use crate::sys::seccomp::Filter;
 
-/// What Rust's runtime changes before `main`: it ignores SIGPIPE, and opens `/dev/null` for standard streams that are
-/// closed. The command gets it all as it was, so it is looked at before: one bit for each stream that was closed, and
-/// [`PIPE_IGNORED`].
-static AT_START: AtomicU8 = AtomicU8::new(0);
-const PIPE_IGNORED: u8 = 1 << 3;
+/// The standard streams that were closed when we were started, and the signals that were ignored, one bit for each by its
+/// number. Rust's runtime opens `/dev/null` for the former and ignores SIGPIPE before `main`, so it is looked at before that;
+/// the command gets it all as it was.
+static CLOSED: AtomicU8 = AtomicU8::new(0);
+static IGNORED: AtomicU32 = AtomicU32::new(0);
+/// The signals that we handle otherwise than we found: Rust's runtime, SIGPIPE; wasmtime, faults; we, SIGCHLD.
+const OURS: [libc::c_int; 6] =
+    [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = {
     extern "C" fn look() {
-        let mut seen = 0;
+        let (mut closed, mut ignored) = (0, 0);
         // SAFETY: fcntl takes numbers; sigaction(2) without a new action only writes the old one, for which zero bytes are
         // a valid value. Nothing here needs the runtime, which has not begun yet.
         unsafe {
             for stream in 0..3 {
                 if libc::fcntl(stream, libc::F_GETFD) == -1 {
-                    seen |= 1 << stream;
+                    closed |= 1 << stream;
                 }
             }
-            let mut action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action);
-            if action.sa_sigaction == libc::SIG_IGN {
-                seen |= PIPE_IGNORED;
+            for signal in OURS {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, std::ptr::null(), &raw mut action);
+                if action.sa_sigaction == libc::SIG_IGN {
+                    ignored |= 1 << signal;
+                }
             }
         }
-        AT_START.store(seen, Relaxed);
+        CLOSED.store(closed, Relaxed);
+        IGNORED.store(ignored, Relaxed);
     }
     look
 };
@@ -106,52 +112,41 @@ impl Command {
     }
 }
 
-/// What the kernel keeps in a process and hands on at an exec, but not at a fork, or what we had to change to supervise. The
-/// command is to have it as we found it.
+/// Timers (setitimer(2)), which an exec keeps and a fork does not.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept {
-    child_signal_ignored: bool,
-    timers: [libc::itimerval; 3],
-}
+pub struct Timers([libc::itimerval; 3]);
 
 const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
-impl Kept {
-    /// Takes these things off the process: who ignores SIGCHLD has no children to wait for (wait(2)), and a timer (`alarm 5;
-    /// exec …` is how some programs limit another's time) is not for us.
+impl Timers {
+    /// Takes them off the calling process: `alarm 5; exec …` limits the command's time, not ours.
     pub fn take() -> Self {
-        // SAFETY: zero bytes are valid in each of these types, which the kernel fills in; SIG_DFL is no function of ours.
+        // SAFETY: zero bytes are a valid itimerval, one that is not running; the kernel fills in the old ones.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            let default: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(libc::SIGCHLD, &raw const default, &raw mut action);
             let stopped: libc::itimerval = std::mem::zeroed();
             let mut timers = [stopped; 3];
             for (which, timer) in TIMERS.into_iter().zip(&mut timers) {
                 libc::setitimer(which as _, &raw const stopped, timer);
             }
-            Self { child_signal_ignored: action.sa_sigaction == libc::SIG_IGN, timers }
+            Self(timers)
         }
     }
 
     /// Gives them to the calling process. Allocates nothing.
-    fn give_back(&self) {
-        // Not a call for each that is as it was.
-        // SAFETY: as above.
-        unsafe {
-            if self.child_signal_ignored {
-                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-            }
-            for (which, timer) in TIMERS.into_iter().zip(&self.timers) {
-                if timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0 {
-                    libc::setitimer(which as _, timer, std::ptr::null_mut());
-                }
-            }
-            if AT_START.load(Relaxed) & PIPE_IGNORED == 0 {
-                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    fn start(&self) {
+        for (which, timer) in TIMERS.into_iter().zip(&self.0) {
+            if timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0 {
+                // SAFETY: `timer` is a valid itimerval.
+                unsafe { libc::setitimer(which as _, timer, std::ptr::null_mut()) };
             }
         }
     }
+}
+
+/// Makes sure that children can be waited for: who ignores SIGCHLD has none (wait(2)).
+pub fn expect_children() {
+    // SAFETY: SIG_DFL is no function of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// The session that the command is put into.
@@ -174,8 +169,8 @@ pub struct Setup<'a> {
     pub session: Session,
     /// The signal mask that it starts with.
     pub mask: SigSet,
-    /// What else it gets as we got it.
-    pub kept: Kept,
+    /// The timers that run for it.
+    pub timers: Timers,
     /// Capabilities that it must never have, by number.
     pub without: &'a [u32],
     /// Where it writes the number of the listener's descriptor, and then waits for a byte.
@@ -234,7 +229,11 @@ unsafe fn become_command(
         // We are hidden, and so is what we fork; but without CAP_SYS_PTRACE the supervisor could not look at it either. There
         // is nobody of the workload yet to look into this copy of our memory, and the exec discards it.
         libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
-        setup.kept.give_back();
+        for signal in OURS {
+            let ignored = IGNORED.load(Relaxed) & 1 << signal != 0;
+            libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL });
+        }
+        setup.timers.start();
         libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
         let listener = match setup.filter.install(setup.killable) {
             // Only then may our supervisor touch its own table.
@@ -250,7 +249,7 @@ unsafe fn become_command(
         libc::close(listener);
         libc::close(setup.go_writer);
         for stream in 0..3 {
-            if AT_START.load(Relaxed) & 1 << stream != 0 {
+            if CLOSED.load(Relaxed) & 1 << stream != 0 {
                 libc::close(stream);
             }
         }
