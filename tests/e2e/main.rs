@@ -7,3 +7,4 @@ mod audit;
 mod cli;
 mod container;
 mod launch;
+mod terminal;

@@ -130,6 +130,8 @@ struct Outside {
 enum News {
     /// The command was stopped by this signal, and so should be the guardian.
     Stopped(i32),
+    /// The guardian has gone on, and the command is stopped by this signal: still, or again.
+    StillStopped(i32),
     /// The command has ended with this status; something that it has left behind goes on.
     Ended(u8),
     /// The command has ended with this status, and nothing is left.
@@ -143,6 +145,8 @@ enum Order {
     Signal(Sent),
     /// The guardian was stopped, and goes on again.
     Resumed,
+    /// The command is to go on as well.
+    Continue,
 }
 
 impl News {
@@ -151,6 +155,7 @@ impl News {
     fn encode(self) -> [u8; Self::LENGTH] {
         let (letter, number) = match self {
             Self::Stopped(signal) => (b'S', signal),
+            Self::StillStopped(signal) => (b's', signal),
             Self::Ended(status) => (b'E', i32::from(status)),
             Self::Over(status) => (b'O', i32::from(status)),
         };
@@ -163,6 +168,7 @@ impl News {
         let number = i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
         match bytes[0] {
             b'S' => Self::Stopped(number),
+            b's' => Self::StillStopped(number),
             b'E' => Self::Ended(number as u8),
             _ => Self::Over(number as u8),
         }
@@ -174,8 +180,12 @@ impl Order {
 
     fn encode(self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
-        // No signal has the number 0.
-        let Self::Signal(sent) = self else { return bytes };
+        let sent = match self {
+            Self::Signal(sent) => sent,
+            // No signal has such a number.
+            Self::Resumed => return bytes,
+            Self::Continue => return [0xff; Self::LENGTH],
+        };
         bytes[..4].copy_from_slice(&sent.number.to_ne_bytes());
         bytes[4..8].copy_from_slice(&sent.code.to_ne_bytes());
         bytes[8..12].copy_from_slice(&sent.pid.to_ne_bytes());
@@ -186,8 +196,10 @@ impl Order {
 
     fn decode(bytes: [u8; Self::LENGTH]) -> Self {
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if word(0) == 0 {
-            return Self::Resumed;
+        match word(0) {
+            0 => return Self::Resumed,
+            u32::MAX => return Self::Continue,
+            _ => {}
         }
         let mut value = [0; 8];
         value.copy_from_slice(&bytes[16..]);
@@ -376,11 +388,15 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
             match outside.order() {
                 Ok(None) => break,
                 Ok(Some(Order::Signal(signal))) => process::send_on(command, &signal),
-                Ok(Some(Order::Resumed)) => {
-                    told_stop = false;
-                    if matches!(stop_of(command), Stop::By(_)) {
-                        let _ = kill(command, Signal::SIGCONT);
+                Ok(Some(Order::Resumed)) => match stop_of(command) {
+                    Stop::By(signal) => {
+                        told_stop = true;
+                        outside.tell(News::StillStopped(signal));
                     }
+                    _ => told_stop = false,
+                },
+                Ok(Some(Order::Continue)) => {
+                    let _ = kill(command, Signal::SIGCONT);
                 }
                 Err(_) => {
                     // Whoever started us believes that it is over.
@@ -444,41 +460,31 @@ fn reap(command: Pid) -> (Option<u8>, bool) {
 }
 
 /// The process that was started, while its supervisor works.
+struct Guardian<'a> {
+    socket: &'a OwnedFd,
+    supervisor: Pid,
+    signals: SignalFd,
+    leads_session: bool,
+    /// The supervisor is dead.
+    bereft: bool,
+    /// The terminal has told the group to stop, and so the command as well, since we went on the last time.
+    stop_key: bool,
+}
+
 fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let order = |order: Order| {
-        // A supervisor that does not keep up is not waited for.
-        let _ = send(socket.as_raw_fd(), &order.encode(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
-    };
     let leads_session = getsid(None) == Ok(getpid());
+    let mut guardian = Guardian { socket, supervisor, signals, leads_session, bereft: false, stop_key: false };
     loop {
-        wait_readable(&[signals.as_fd(), socket.as_fd()], None);
-        let mut alive = true;
-        while let Ok(Some(signal)) = signals.read_signal() {
-            let signal = sent(&signal);
-            if signal.number == libc::SIGCHLD {
-                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-                alive = waitid(Id::Pid(supervisor), flags) == Ok(WaitStatus::StillAlive);
-            }
-            if !is_about_us(&signal) && !reached_the_group(&signal, leads_session) {
-                order(Order::Signal(signal));
-            }
-        }
+        wait_readable(&[guardian.signals.as_fd(), socket.as_fd()], None);
+        guardian.pass_signals_on(true);
         loop {
             match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
-                Ok(None) if alive => break,
-                Ok(Some(News::Stopped(signal))) => {
-                    if let Ok(signal) = Signal::try_from(signal) {
-                        process::stop_by(signal);
-                    }
-                    // It is meant for the command, which has got it as well if it was for the group.
-                    while let Ok(Some(signal)) = signals.read_signal() {
-                        let signal = sent(&signal);
-                        if signal.number != libc::SIGCONT && !is_about_us(&signal) {
-                            order(Order::Signal(signal));
-                        }
-                    }
-                    order(Order::Resumed);
+                Ok(None) if !guardian.bereft => break,
+                Ok(Some(News::Stopped(signal))) => guardian.stop(signal),
+                Ok(Some(News::StillStopped(signal))) => {
+                    guardian.pass_signals_on(true);
+                    if guardian.stop_key { guardian.stop(signal) } else { guardian.order(Order::Continue) }
                 }
                 Ok(Some(News::Ended(status))) => return Ok(status),
                 Ok(Some(News::Over(status))) => {
@@ -496,6 +502,41 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                 }
             }
         }
+    }
+}
+
+impl Guardian<'_> {
+    fn order(&self, order: Order) {
+        // A supervisor that does not keep up is not waited for.
+        let _ = send(self.socket.as_raw_fd(), &order.encode(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Passes on what has come, save SIGCONT unless `also_continue`.
+    fn pass_signals_on(&mut self, also_continue: bool) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            let signal = sent(&signal);
+            if signal.number == libc::SIGCHLD {
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+                self.bereft |= waitid(Id::Pid(self.supervisor), flags) != Ok(WaitStatus::StillAlive);
+            }
+            if reached_the_group(&signal, self.leads_session) {
+                self.stop_key |= matches!(signal.number, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+            } else if !is_about_us(&signal) && (also_continue || signal.number != libc::SIGCONT) {
+                self.order(Order::Signal(signal));
+            }
+        }
+    }
+
+    /// Stops as the command was stopped, until we are told to go on. Then the command was as well, if the whole group was
+    /// told; else it is not running yet. But it may also have gone on and be stopped again already. Only the supervisor can
+    /// look, and only we can tell.
+    fn stop(&mut self, signal: i32) {
+        self.stop_key = false;
+        if let Ok(signal) = Signal::try_from(signal) {
+            process::stop_by(signal);
+        }
+        self.pass_signals_on(false);
+        self.order(Order::Resumed);
     }
 }
 

@@ -20,8 +20,7 @@ use crate::sys::seccomp::Filter;
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 static IGNORED: AtomicU32 = AtomicU32::new(0);
 /// The signals that we handle otherwise than we found: Rust's runtime, SIGPIPE; wasmtime, faults; we, SIGCHLD.
-const OURS: [libc::c_int; 6] =
-    [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+const OURS: [libc::c_int; 6] = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
 #[used]
 #[unsafe(link_section = ".init_array")]
