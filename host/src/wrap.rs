@@ -2,7 +2,7 @@
 //!
 //! What `callgate run` and `callgate check` do, from the policy's file to the command's exit status. May depend on everything.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ pub struct Wrap {
     /// The command and its arguments.
     pub command: Vec<OsString>,
     /// The environment that it gets.
-    pub environment: Vec<(OsString, OsString)>,
+    pub environment: Vec<CString>,
 }
 
 /// Runs the command under the policy. Returns its exit status: its own, 128+n for signal n, 126 where it may not run, 127
@@ -50,7 +50,7 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
         Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
     let mut supervisor = Supervisor::new(engine, chain, mode, &policy, &launch.without);
     let filter = |protected| {
-        let rules = calls::rules(wanted, protected).context("the table of system calls is wrong")?;
+        let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
         Filter::new(rules).context("cannot make the seccomp filter")
     };
     launch::run(&launch, filter, &mut supervisor)

@@ -9,4 +9,6 @@ mod cli;
 mod container;
 mod exec;
 mod exec_races;
+mod launch;
+mod terminal;
 mod users;

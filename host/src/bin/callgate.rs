@@ -9,7 +9,7 @@ use lexopt::{Arg, Parser, ValueExt};
 
 use callgate::log;
 use callgate::policy::Mode;
-use callgate::sys::process;
+use callgate::sys::process::{self, Environment};
 use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
 
 const HELP: &str = "\
@@ -37,8 +37,8 @@ itself failed, in which case the command was not started, or was ended.
 
 fn main() -> ExitCode {
     // Before anything else can look into /proc/PID/environ.
-    let own = process::take_environment("CALLGATE_");
-    match work(&own) {
+    let environment = process::take_environment("CALLGATE_");
+    match work(environment) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             wrap::report(&error);
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(own: &[(String, String)]) -> Result<u8> {
+fn work(Environment { own, rest }: Environment) -> Result<u8> {
     let variable = |name: &str| own.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     log::start(variable("CALLGATE_LOG").unwrap_or("warn"))?;
     let environment_mode = match variable("CALLGATE_MODE") {
@@ -72,12 +72,9 @@ fn work(own: &[(String, String)]) -> Result<u8> {
             print!("{}", wrap::check(&policy)?);
             Ok(0)
         }
-        Job::Run(command) => wrap::run(&Wrap {
-            policy,
-            mode: arguments.mode.or(environment_mode),
-            command,
-            environment: std::env::vars_os().collect(),
-        }),
+        Job::Run(command) => {
+            wrap::run(&Wrap { policy, mode: arguments.mode.or(environment_mode), command, environment: rest })
+        }
     }
 }
 

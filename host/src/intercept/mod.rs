@@ -147,7 +147,7 @@ pub fn intercept(
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
         }
         Call::Bypass(name) => Intercepted::Refused(name, Errno::EPERM),
-        Call::Task(_) | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
+        Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
     })
 }
 
