@@ -16,7 +16,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let host = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let root = host.parent().ok_or("the crate has no workspace around it")?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for watched in ["plugins/allowlist", "sdk/src", "sdk/wit", "host/src/plugin/engine_config.rs", "host/build.rs"] {
+    for watched in
+        ["plugins/allowlist", "json/src", "sdk/src", "sdk/wit", "host/src/plugin/engine_config.rs", "host/build.rs"]
+    {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
 

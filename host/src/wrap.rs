@@ -104,9 +104,7 @@ fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
         }
         _ => (format!("{}/path", settings.place), None),
     };
-    let message = format!("plugin {:?}: {}", settings.name, error.source);
-    let about_key = message.contains("unknown field") || message.contains("duplicate field");
-    if about_key { source.error_at_key(&place, message, hint) } else { source.error_at(&place, message, hint) }
+    source.mistake(&place, format!("plugin {:?}: {}", settings.name, error.source), hint)
 }
 
 /// Says on standard error why we have failed.

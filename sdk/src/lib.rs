@@ -57,6 +57,9 @@ pub mod bindings {
     });
 }
 
+/// For configurations in which a mistake must not pass: see `callgate-json`.
+pub use callgate_json::{Object, present};
+
 pub use bindings::callgate::policy::host::{FileRole, Level};
 pub use bindings::callgate::policy::types::{
     Accepted, Action, Address, ConfigError, Credentials, Denial, Endpoint, Event, EventKinds, Exec, File, Ipv4Address,
@@ -167,21 +170,10 @@ pub fn decide<P: Plugin>(plugin: &mut P, event: &Event) -> Verdict {
 /// # Errors
 /// What is wrong with it, and where.
 pub fn configure<P: Plugin>(config: &str) -> Result<P, ConfigError> {
-    let mut json = serde_json::Deserializer::from_str(config);
-    let config = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let mut pointer = String::new();
-        for segment in error.path() {
-            use serde_path_to_error::Segment;
-            match segment {
-                Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
-                Segment::Map { key } => pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
-                Segment::Enum { .. } | Segment::Unknown => {}
-            }
-        }
-        let message = error.inner().to_string();
-        // serde_json ends with its own idea of the place, which is not the policy's.
-        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        ConfigError::at(pointer, message)
+    let config = callgate_json::from_str(config).map_err(|mistake| ConfigError {
+        pointer: mistake.pointer,
+        message: mistake.message,
+        hint: mistake.hint,
     })?;
     P::new(config)
 }

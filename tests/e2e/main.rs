@@ -10,5 +10,6 @@ mod container;
 mod exec;
 mod exec_races;
 mod launch;
+mod policies;
 mod terminal;
 mod users;

@@ -133,6 +133,25 @@ fn content(role: FileRole, file: &File) -> Option<String> {
     (file.size <= LITTLE).then(|| digest(role).ok()).flatten()
 }
 
+/// An entry of the lists, for the JSON Schema.
+#[cfg(feature = "schema")]
+pub(crate) struct Entry;
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Entry {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Executable".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^(/|sha256:[0-9A-Fa-f]{64}$)" })
+    }
+}
+
 /// What makes a path a glob.
 const SPECIAL: [char; 4] = ['*', '?', '[', '{'];
 

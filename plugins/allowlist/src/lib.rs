@@ -4,11 +4,13 @@
 //! configuration has a section for them.
 
 mod executables;
+mod forms;
 mod network;
 mod users;
 
 use callgate_sdk::{
-    Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Plugin, Socket, Subject, Verdict,
+    Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Object, Plugin, Socket, Subject, Verdict,
+    present,
 };
 use serde::Deserialize;
 
@@ -24,32 +26,47 @@ pub struct Allowlist {
     users: Option<Users>,
 }
 
-/// Its configuration.
+/// What the allowlist allows.
 #[derive(Debug, Default, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Allowlist"))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What may run: absolute paths, globs in which `*` does not cross `/` and `**` does, directories with a `/` at the
-    /// end, or `sha256:` and the digest of the content.
+    /// What may run; nothing else does. Absolute paths; globs, in which `*` does not cross `/` and `**` does; directories
+    /// with everything below them, with a `/` at the end; or `sha256:` and the digest of the content. A script needs its
+    /// interpreter to be allowed too. Absent: whatever `deny_executables` does not name.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
+    #[cfg_attr(feature = "schema", schemars(extend("examples" = [["/usr/bin/gotty", "/bin/bash", "/opt/app/", "/srv/*/run"]])))]
     pub allow_executables: Option<Vec<String>>,
-    /// What may not run, even if the other list has it.
+    /// What may not run, even if `allow_executables` has it. Written like that one.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
     pub deny_executables: Vec<String>,
-    /// What may be connected to, bound, sent to and accepted. Without it the network is not governed.
-    pub network: Option<network::Config>,
-    /// Which users and groups processes may run as and switch to. Without it users are not governed.
-    pub users: Option<users::Config>,
+    /// Which addresses may be reached, and served. Absent: the network is not governed, and costs nothing.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "network::Config"))]
+    pub network: Option<Object<network::Config>>,
+    /// Which users and groups processes may run as and switch to. Absent: users are not governed.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "users::Config"))]
+    pub users: Option<Object<users::Config>>,
 }
 
 impl Plugin for Allowlist {
-    type Config = Config;
+    type Config = Object<Config>;
     const NAME: &'static str = "allowlist";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
-    fn new(config: Config) -> Result<Self, ConfigError> {
+    fn new(Object(config): Object<Config>) -> Result<Self, ConfigError> {
+        let Config { allow_executables, deny_executables, network, users } = &config;
+        if allow_executables.is_none() && deny_executables.is_empty() && network.is_none() && users.is_none() {
+            let mut error = ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed");
+            error.hint = Some("add \"allow_executables\": [\"/bin/sh\", …]".to_owned());
+            return Err(error);
+        }
         Ok(Self {
             executables: Executables::new(config.allow_executables, &config.deny_executables)?,
-            network: config.network.map(Network::new).transpose()?,
-            users: config.users.map(Users::new).transpose()?,
+            network: config.network.map(|Object(config)| Network::new(config)).transpose()?,
+            users: config.users.map(|Object(config)| Users::new(config)),
         })
     }
 

@@ -1,0 +1,219 @@
+//! The policies in `policies/`: what each is for works, and what it is against does not. And every mistake that a policy can
+//! have is explained.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, repository, run};
+
+fn under(policy: &str) -> Command {
+    let mut command = Command::new(CALLGATE);
+    command.arg("--policy").arg(repository("policies").join(policy));
+    command
+}
+
+/// The records that went to standard error.
+fn records(outcome: &Outcome) -> Vec<Value> {
+    outcome.stderr.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The kinds of event that were denied, or would have been.
+fn denied(outcome: &Outcome) -> Vec<String> {
+    let records = records(outcome).into_iter().filter(|record| record["verdict"] == "deny");
+    records.map(|record| record["event"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A port that the policies for servers allow, and that is free.
+fn port() -> u16 {
+    (8000..9000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
+/// What a server answers to a request for `/`, once it is up.
+fn fetch(port: u16) -> String {
+    eventually("the server answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn terminate(child: Child) -> Outcome {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+    finish(child)
+}
+
+#[test]
+fn the_web_shell_lists_and_does_not_say_who_it_is() {
+    let fixture = Fixture::allowing(&[]);
+    let gotty = fixture.path("gotty");
+    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; whoami; echo $?'\n").unwrap();
+    fs::set_permissions(&gotty, fs::Permissions::from_mode(0o755)).unwrap();
+    let policy = fs::read_to_string(repository("policies/web-shell.json")).unwrap();
+    fs::write(fixture.policy(), policy.replace("/go/bin/gotty", gotty.to_str().unwrap())).unwrap();
+    let outcome = run(fixture.callgate().arg(&gotty).args(["-w", "/bin/bash"]));
+    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("126\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("whoami: Permission denied"), "{outcome:?}");
+    assert_eq!(denied(&outcome), ["exec"]);
+}
+
+#[test]
+fn the_static_web_server_serves_on_its_ports_and_runs_nothing_else() {
+    let fixture = Fixture::allowing(&[]);
+    fs::create_dir(fixture.path("www")).unwrap();
+    fs::write(fixture.path("www/index.html"), "hello from nginx").unwrap();
+    let configuration = |port: u16| {
+        let at = fixture.path("").display().to_string();
+        let text = format!(
+            "daemon off; user www-data; pid {at}/pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; \
+             uwsgi_temp_path {at}/u; scgi_temp_path {at}/s; server {{ listen 127.0.0.1:{port}; root {at}/www; }} }}\n"
+        );
+        fs::write(fixture.path("nginx.conf"), text).unwrap();
+        let mut nginx = under("static-web-server.json");
+        nginx.args(["/usr/sbin/nginx", "-e", "stderr", "-c"]).arg(fixture.path("nginx.conf"));
+        nginx
+    };
+    let port = port();
+    let server = start(&mut configuration(port));
+    assert!(fetch(port).ends_with("hello from nginx"));
+    let outcome = terminate(server);
+    assert_eq!((outcome.code(), denied(&outcome)), (0, vec![]), "{outcome:?}");
+
+    let outcome = run(&mut configuration(9123));
+    assert!(outcome.stderr.contains("bind() to 127.0.0.1:9123 failed (1: Operation not permitted)"), "{outcome:?}");
+    assert_eq!(run(under("static-web-server.json").args(["/bin/sh", "-c", "true"])).code(), 126);
+}
+
+#[test]
+fn the_python_web_app_serves_and_gets_neither_a_shell_nor_out() {
+    let port = port();
+    let server = start(under("python-web-app.json").args([
+        "/usr/bin/python3",
+        "-c",
+        &format!(
+            "import http.server, signal, sys\n\
+             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n\
+             http.server.test(http.server.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')"
+        ),
+    ]));
+    assert!(fetch(port).starts_with("HTTP/1.0 200 OK"));
+    let outcome = terminate(server);
+    assert_eq!((outcome.code(), denied(&outcome)), (0, vec![]), "{outcome:?}");
+
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let outcome = run(under("python-web-app.json").args([
+        "/usr/bin/python3",
+        "-c",
+        &format!(
+            "import os, socket\nprint(os.system('id') >> 8)\n\
+             try: socket.create_connection(('127.0.0.1', {}))\nexcept PermissionError as e: print(e)",
+            elsewhere.local_addr().unwrap().port()
+        ),
+    ]));
+    assert_eq!(outcome.stdout, "127\n[Errno 1] Operation not permitted\n", "{outcome:?}");
+    assert_eq!(denied(&outcome), ["exec", "connect"]);
+}
+
+#[test]
+fn the_batch_job_computes_and_does_not_phone_home() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let line = format!("seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}", listener.local_addr().unwrap().to_string().replace(':', "/"));
+    let outcome = run(under("batch-without-network.json").args(["/bin/bash", "-c", &line]));
+    assert_eq!(outcome.stdout, "3 2 1 ");
+    assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
+    assert_eq!(denied(&outcome), ["connect"]);
+}
+
+#[test]
+fn the_build_clones_compiles_and_does_not_run_what_it_made() {
+    let fixture = Fixture::allowing(&[]);
+    let at = fixture.path("").display().to_string();
+    let script = format!(
+        "set -e; cd {at}; git init -q origin; cd origin; git config user.email a@b; git config user.name a\n\
+         printf 'int main(void) {{ return 0; }}\\n' > a.c; printf 'a: a.c\\n\\tgcc -o a a.c\\n' > Makefile\n\
+         git add .; git commit -qm first; cd ..; git clone -q origin copy; make -sC copy; test -x copy/a; echo built\n\
+         ./copy/a || echo $?; nc -h || echo $?"
+    );
+    let outcome = run(under("build.json").args(["/bin/bash", "-c", &script]));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(outcome.stdout.starts_with("built\n126\n"), "{outcome:?}");
+    assert!(denied(&outcome).iter().all(|kind| kind == "exec"), "{outcome:?}");
+}
+
+#[test]
+fn learning_blocks_nothing_and_records_everything() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let line = format!(
+        "ls / >/dev/null && : </dev/tcp/{} && setpriv --reuid 1000 --clear-groups id -u",
+        listener.local_addr().unwrap().to_string().replace(':', "/")
+    );
+    let outcome = run(under("learn.json").args(["/bin/bash", "-c", &line]));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "1000\n"), "{outcome:?}");
+    let denied = denied(&outcome);
+    for kind in ["exec", "connect", "credentials"] {
+        assert!(denied.iter().any(|denied| denied == kind), "{kind}: {outcome:?}");
+    }
+    assert!(records(&outcome).iter().all(|record| record["outcome"] != "denied"), "{outcome:?}");
+}
+
+#[test]
+fn the_locked_policy_is_not_loosened() {
+    for (variable, flag) in [("dry-run", None), ("", Some("--dry-run"))] {
+        let mut command = under("locked.json");
+        command.env("CALLGATE_MODE", variable).args(flag).args(["/bin/sh", "-c", "ls / >/dev/null && echo listed; id; echo $?"]);
+        let outcome = run(&mut command);
+        assert_eq!(outcome.stdout, "listed\n126\n", "{outcome:?}");
+        assert!(outcome.stderr.contains("the policy locks it"), "{outcome:?}");
+        assert_eq!(denied(&outcome), ["exec"]);
+        assert!(records(&outcome).iter().any(|record| record["outcome"] == "allowed"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn egress_goes_to_the_listed_networks_only() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let script = format!(
+        "import socket\n\
+         socket.create_connection(('127.0.0.1', {})); print('reached')\n\
+         for to in ('192.0.2.1', 443), ('10.0.0.1', 25):\n\
+         \x20try: socket.create_connection(to)\n\
+         \x20except PermissionError as e: print(e)",
+        listener.local_addr().unwrap().port()
+    );
+    let outcome = run(under("egress.json").args(["python3", "-c", &script]));
+    assert_eq!(outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n", "{outcome:?}");
+    assert_eq!(denied(&outcome), ["connect", "connect"]);
+}
+
+#[test]
+fn processes_become_only_the_listed_users() {
+    let line = |uid: u32, gid: u32| format!("setpriv --reuid {uid} --regid {gid} --clear-groups id -u");
+    let outcome = run(under("users.json").args(["/bin/bash", "-c", &line(1000, 1999)]));
+    assert_eq!((outcome.stdout.as_str(), denied(&outcome)), ("1000\n", vec![]), "{outcome:?}");
+    for (uid, gid) in [(33, 1000), (1000, 33)] {
+        let outcome = run(under("users.json").args(["/bin/bash", "-c", &line(uid, gid)]));
+        assert!(outcome.code() != 0 && outcome.stdout.is_empty(), "{outcome:?}");
+        assert_eq!(denied(&outcome), ["credentials"]);
+    }
+}
+
+#[test]
+fn every_policy_is_explained_by_the_readme() {
+    let readme = fs::read_to_string(repository("policies/README.md")).unwrap();
+    for entry in fs::read_dir(repository("policies")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(readme.contains(&name), "{name} is not in policies/README.md");
+    }
+}
