@@ -141,12 +141,28 @@ impl Verdict {
         }
         self
     }
+
+    /// The same, with the errno(3) that the caller gets.
+    #[must_use]
+    pub fn errno(mut self, errno: u16) -> Self {
+        if let Self::Deny(denial) = &mut self {
+            denial.errno = Some(errno);
+        }
+        self
+    }
 }
 
 impl ConfigError {
     /// A mistake at a place, which is a JSON Pointer (RFC 6901) into the configuration.
     pub fn at(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into(), hint: None }
+    }
+
+    /// The same, with what to write instead.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
     }
 }
 

@@ -59,9 +59,8 @@ impl Plugin for Allowlist {
     fn new(Object(config): Object<Config>) -> Result<Self, ConfigError> {
         let Config { allow_executables, deny_executables, network, users } = &config;
         if allow_executables.is_none() && deny_executables.is_empty() && network.is_none() && users.is_none() {
-            let mut error = ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed");
-            error.hint = Some("add \"allow_executables\": [\"/bin/sh\", …]".to_owned());
-            return Err(error);
+            return Err(ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed")
+                .hint("add \"allow_executables\": [\"/bin/sh\", …]"));
         }
         Ok(Self {
             executables: Executables::new(config.allow_executables, &config.deny_executables)?,
