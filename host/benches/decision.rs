@@ -63,21 +63,21 @@ fn decisions(criterion: &mut Criterion) {
     let facts: Arc<dyn Facts> = Arc::new(NoFacts);
     let paths: Vec<String> = (0..100).map(|n| format!("/opt/tools/bin/tool-{n}")).collect();
     let globs: Vec<String> = (0..100).map(|n| format!("/opt/*/bin/tool-{n}-*")).collect();
-    let rules: Vec<_> =
-        (0..100).map(|n| serde_json::json!({ "to": format!("10.0.{n}.0/24"), "ports": 443, "protocol": "tcp" })).collect();
+    let rules: Vec<_> = (0..100)
+        .map(|n| serde_json::json!({ "to": format!("10.0.{n}.0/24"), "ports": 443, "protocol": "tcp" }))
+        .collect();
     let policy = serde_json::json!({ "allow_executables": paths, "network": { "outbound": rules } });
     let by_glob = serde_json::json!({ "allow_executables": globs });
     let (mut listed, mut globs) = (chain(&engine, &policy), chain(&engine, &by_glob));
-    for (name, mut event, chain) in [
-        ("exec, listed", exec("/opt/tools/bin/tool-99", 3), &mut listed),
-        ("exec, denied", exec("/usr/bin/whoami", 1), &mut listed),
-        ("exec, 1000 arguments", exec("/opt/tools/bin/tool-99", 1000), &mut listed),
-        ("connect, the last of 100 rules", connect(443), &mut listed),
-        ("connect, denied", connect(80), &mut listed),
-        ("exec, the last of 100 globs", exec("/opt/tools/bin/tool-99-x", 3), &mut globs),
-    ] {
+    let mut measure = |name: &str, chain: &mut Chain, mut event: Event| {
         criterion.bench_function(name, |bencher| bencher.iter(|| chain.decide(&mut event, &facts)));
-    }
+    };
+    measure("exec, listed", &mut listed, exec("/opt/tools/bin/tool-99", 3));
+    measure("exec, denied", &mut listed, exec("/usr/bin/whoami", 1));
+    measure("exec, 1000 arguments", &mut listed, exec("/opt/tools/bin/tool-99", 1000));
+    measure("connect, the last of 100 rules", &mut listed, connect(443));
+    measure("connect, denied", &mut listed, connect(80));
+    measure("exec, the last of 100 globs", &mut globs, exec("/opt/tools/bin/tool-99-x", 3));
     criterion.bench_function("load", |bencher| bencher.iter(|| chain(&engine, &policy)));
 }
 

@@ -123,14 +123,21 @@ fn a_plugin_in_dry_run_denies_nothing_and_says_what_it_would_have() {
     assert_eq!(fixture.bash("/bin/echo --evil").stdout, "--evil\n");
     let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
     assert_eq!((&record["outcome"], &record["plugin"]), (&json!("allowed"), &json!("allowlist")));
-    assert_eq!((&record["candidates"][0][0], &record["candidates"][0][1]["rule"]), (&json!("house"), &json!("argument")));
+    assert_eq!(
+        (&record["candidates"][0][0], &record["candidates"][0][1]["rule"]),
+        (&json!("house"), &json!("argument"))
+    );
 }
 
 #[test]
 fn facts_are_those_of_the_event() {
     let digest = sha256(&fs::read("/bin/echo").unwrap());
     for (config, line, output) in [
-        (json!({ "sha256": digest }), "cp /bin/echo $D/other; /bin/true; $D/other x; echo $?; /bin/echo; echo $?", "126\n126\n"),
+        (
+            json!({ "sha256": digest }),
+            "cp /bin/echo $D/other; /bin/true; $D/other x; echo $?; /bin/echo; echo $?",
+            "126\n126\n",
+        ),
         (json!({ "below": "/usr/bin/make" }), "echo 'a:; @echo made' | make -f - || echo $?", "2\n"),
         (json!({ "variable": "LD_PRELOAD" }), "/bin/echo a; LD_PRELOAD=/x /bin/echo b; echo $?", "a\n126\n"),
     ] {
@@ -218,24 +225,57 @@ fn whatever_a_plugin_does_the_workload_lives_on_and_the_record_names_it() {
         ("division by zero", "", "(drop (i32.div_u (i32.const 1) (i32.const 0)))", "trap"),
         ("out of its memory", "", "(drop (i32.load (i32.const 0x7fffffff)))", "trap"),
         ("loop", "", "(loop $forever (br $forever))", "deadline"),
-        ("recursion", "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (call $deep (local.get 0))))",
-            "(drop (call $deep (i32.const 0)))", "stack"),
+        (
+            "recursion",
+            "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (call $deep (local.get 0))))",
+            "(drop (call $deep (i32.const 0)))",
+            "stack",
+        ),
         ("memory", "", "(drop (memory.grow (i32.const 1000)))", "memory"),
         ("memory bit by bit", "", "(loop $more (drop (memory.grow (i32.const 1))) (br $more))", "memory"),
         ("table", "", "(drop (table.grow $table (ref.null func) (i32.const 1000000)))", "memory"),
         ("errno 0", "", &deny("(i32.store8 (i32.const 0x420) (i32.const 1))"), "answer"),
-        ("errno 512", "", &deny("(i32.store8 (i32.const 0x420) (i32.const 1)) (i32.store16 (i32.const 0x422) (i32.const 512))"), "answer"),
-        ("no verdict of the interface", "", "(i32.store8 (i32.const 0x400) (i32.const 9)) (return (i32.const 0x400))", "answer"),
+        (
+            "errno 512",
+            "",
+            &deny("(i32.store8 (i32.const 0x420) (i32.const 1)) (i32.store16 (i32.const 0x422) (i32.const 512))"),
+            "answer",
+        ),
+        (
+            "no verdict of the interface",
+            "",
+            "(i32.store8 (i32.const 0x400) (i32.const 9)) (return (i32.const 0x400))",
+            "answer",
+        ),
         ("not aligned", "", "(return (i32.const 0x301))", "answer"),
         ("outside of the memory", "", "(return (i32.const 0x7ffffff0))", "answer"),
         ("text outside of the memory", "", &deny("(i32.store (i32.const 0x404) (i32.const 0x7ffffff0))"), "answer"),
         ("not UTF-8", "", &deny("(i32.store8 (i32.const 0x500) (i32.const 0xff))"), "answer"),
-        ("huge text", "", &deny("(drop (memory.grow (i32.const 80))) (i32.store (i32.const 0x404) (i32.const 0x10000)) \
-            (i32.store (i32.const 0x408) (i32.const 0x400000))"), "answer"),
+        (
+            "huge text",
+            "",
+            &deny(
+                "(drop (memory.grow (i32.const 80))) (i32.store (i32.const 0x404) (i32.const 0x10000)) \
+            (i32.store (i32.const 0x408) (i32.const 0x400000))",
+            ),
+            "answer",
+        ),
         ("facts", "", &many.replace("CALL", "(call $ancestors (i32.const 0x600))"), "facts"),
-        ("huge log", "", &format!("(drop (memory.grow (i32.const 80))) {}",
-            "(call $log (i32.const 0) (i32.const 0x10000) (i32.const 0x400000))"), "answer"),
-        ("flood of log", "", &(many.replace("CALL", "(call $log (i32.const 0) (i32.const 0x500) (i32.const 1))") + abstain), ""),
+        (
+            "huge log",
+            "",
+            &format!(
+                "(drop (memory.grow (i32.const 80))) {}",
+                "(call $log (i32.const 0) (i32.const 0x10000) (i32.const 0x400000))"
+            ),
+            "answer",
+        ),
+        (
+            "flood of log",
+            "",
+            &(many.replace("CALL", "(call $log (i32.const 0) (i32.const 0x500) (i32.const 1))") + abstain),
+            "",
+        ),
     ];
     for (what, declarations, decide, kind) in cases {
         let component = hostile(declarations, "", decide);
@@ -249,7 +289,11 @@ fn whatever_a_plugin_does_the_workload_lives_on_and_the_record_names_it() {
             assert_eq!(records.len(), usize::from(fails), "{what}: {records:?}");
             if let Some(record) = records.first() {
                 let failure = &record["failures"][0];
-                assert_eq!((&failure["plugin"], &failure["kind"]), (&json!("hostile"), &json!(kind)), "{what}: {failure}");
+                assert_eq!(
+                    (&failure["plugin"], &failure["kind"]),
+                    (&json!("hostile"), &json!(kind)),
+                    "{what}: {failure}"
+                );
                 let by = if on_failure == "deny" { "hostile" } else { "allowlist" };
                 assert_eq!(record["plugin"], by, "{what}");
             }
@@ -261,7 +305,11 @@ fn whatever_a_plugin_does_the_workload_lives_on_and_the_record_names_it() {
 fn a_plugin_that_does_not_start_is_a_mistake_in_the_policy() {
     let cases: &[(&str, Vec<u8>, &str)] = &[
         ("start traps", hostile("(func $bad unreachable) (start $bad)", "", ""), "does not start"),
-        ("start loops", hostile("(func $bad (loop $f (br $f))) (start $bad)", "", ""), "did not answer in time (deadline)"),
+        (
+            "start loops",
+            hostile("(func $bad (loop $f (br $f))) (start $bad)", "", ""),
+            "did not answer in time (deadline)",
+        ),
         ("configure traps", hostile("", "unreachable", ""), "does not start"),
         ("takes too much memory", hostile("(memory $big 1000)", "", ""), "memory"),
         ("a table too large", hostile("(table $big 1000000 funcref)", "", ""), "table"),

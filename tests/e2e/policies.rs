@@ -19,7 +19,12 @@ fn under(policy: &str) -> Command {
 
 /// The records that went to standard error.
 fn records(outcome: &Outcome) -> Vec<Value> {
-    outcome.stderr.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    outcome
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// The kinds of event that were denied, or would have been.
@@ -128,7 +133,10 @@ fn the_python_web_app_serves_and_gets_neither_a_shell_nor_out() {
 #[test]
 fn the_batch_job_computes_and_does_not_phone_home() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let line = format!("seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}", listener.local_addr().unwrap().to_string().replace(':', "/"));
+    let line = format!(
+        "seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}",
+        listener.local_addr().unwrap().to_string().replace(':', "/")
+    );
     let outcome = run(under("batch-without-network.json").args(["/bin/bash", "-c", &line]));
     assert_eq!(outcome.stdout, "3 2 1 ");
     assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
@@ -171,7 +179,11 @@ fn learning_blocks_nothing_and_records_everything() {
 fn the_locked_policy_is_not_loosened() {
     for (variable, flag) in [("dry-run", None), ("", Some("--dry-run"))] {
         let mut command = under("locked.json");
-        command.env("CALLGATE_MODE", variable).args(flag).args(["/bin/sh", "-c", "ls / >/dev/null && echo listed; id; echo $?"]);
+        command.env("CALLGATE_MODE", variable).args(flag).args([
+            "/bin/sh",
+            "-c",
+            "ls / >/dev/null && echo listed; id; echo $?",
+        ]);
         let outcome = run(&mut command);
         assert_eq!(outcome.stdout, "listed\n126\n", "{outcome:?}");
         assert!(outcome.stderr.contains("the policy locks it"), "{outcome:?}");
@@ -192,7 +204,10 @@ fn egress_goes_to_the_listed_networks_only() {
         listener.local_addr().unwrap().port()
     );
     let outcome = run(under("egress.json").args(["python3", "-c", &script]));
-    assert_eq!(outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n", "{outcome:?}");
+    assert_eq!(
+        outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n",
+        "{outcome:?}"
+    );
     assert_eq!(denied(&outcome), ["connect", "connect"]);
 }
 
@@ -231,12 +246,27 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
     let deeper = "[".repeat(100_000) + &"]".repeat(100_000);
     let long = format!("{{\"allow_executables\": [{}\"x\"]}}", "\"/bin/ls\", ".repeat(100_000));
     for (policy, place, part, hint) in [
-        (r#"{"alow_executables": []}"#, "1:2", "unknown field `alow_executables`", r#"did you mean "allow_executables"?"#),
+        (
+            r#"{"alow_executables": []}"#,
+            "1:2",
+            "unknown field `alow_executables`",
+            r#"did you mean "allow_executables"?"#,
+        ),
         (r#"{"allow_executables": "/bin/ls"}"#, "1:23", "invalid type: string", ""),
         (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "expected a string", ""),
         (r#"{"allow_executables": null}"#, "1:23", "invalid type: null", ""),
-        (r#"{"allow_executables": [], "mode": "dryrun"}"#, "1:35", "unknown variant `dryrun`", r#"did you mean "dry-run"?"#),
-        ("{\n  \"network\": {\"outbound\": [\n    {\"to\": [\"10.0.0.0/8\", \"10.0.0.0/33\"]}]}}", "3:27", "neither an address nor", "192.0.2.0/24"),
+        (
+            r#"{"allow_executables": [], "mode": "dryrun"}"#,
+            "1:35",
+            "unknown variant `dryrun`",
+            r#"did you mean "dry-run"?"#,
+        ),
+        (
+            "{\n  \"network\": {\"outbound\": [\n    {\"to\": [\"10.0.0.0/8\", \"10.0.0.0/33\"]}]}}",
+            "3:27",
+            "neither an address nor",
+            "192.0.2.0/24",
+        ),
         (r#"{"network": {"outbound": [{"to": "10.0.0/8"}]}}"#, "1:34", "neither an address nor", "192.0.2.0/24"),
         (r#"{"network": {"inbound": [{"from": "x"}]}}"#, "1:35", "neither an address nor", ""),
         (r#"{"network": {"outbound": [{"ports": ["90-80"]}]}}"#, "1:38", "a range such as \"8000-8100\"", ""),
@@ -244,11 +274,26 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
         (r#"{"network": {"outbound": [{"port": 1}]}}"#, "1:28", "unknown field `port`", r#"did you mean "ports"?"#),
         (r#"{"network": {"outbound": [[]]}}"#, "1:27", "expected an object", ""),
         (r#"{"network": {"families": ["netlnk"]}}"#, "1:27", "no family that is known", "netlink"),
-        (r#"{"network": {"outbound": [{"protocol": "tcpp"}]}}"#, "1:40", "unknown variant `tcpp`", r#"did you mean "tcp"?"#),
+        (
+            r#"{"network": {"outbound": [{"protocol": "tcpp"}]}}"#,
+            "1:40",
+            "unknown variant `tcpp`",
+            r#"did you mean "tcp"?"#,
+        ),
         (r#"{"users": {"uids": ["0-x"]}}"#, "1:21", "a range such as \"1000-1999\"", ""),
         (r#"{"users": {"uids": [1], "uids": [2]}}"#, "1:25", "duplicate field `uids`", ""),
-        (r#"{"plugins": [{"name": "allowlist", "config": {"users": {"uid": [1]}}}]}"#, "1:57", "unknown field `uid`", r#"did you mean "uids"?"#),
-        (r#"{"plugins": [{"name": "allowlist", "config": {"network": {"outbound": [{"to": ["::/129"]}]}}}]}"#, "1:80", "::/129", "2001:db8::/32"),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"users": {"uid": [1]}}}]}"#,
+            "1:57",
+            "unknown field `uid`",
+            r#"did you mean "uids"?"#,
+        ),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"network": {"outbound": [{"to": ["::/129"]}]}}}]}"#,
+            "1:80",
+            "::/129",
+            "2001:db8::/32",
+        ),
         (r#"{"plugins": [{"name": "allowlist", "config": []}]}"#, "1:46", "expected an object", ""),
         (r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#, "1:46", "governs nothing", "allow_executables"),
         (r#"{"plugins": [{"name": "allowlist"}]}"#, "1:14", "governs nothing", "allow_executables"),
@@ -256,7 +301,12 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
         (r#"{"plugins": [{"name": "m", "path": "."}]}"#, "1:36", "not a regular file", ""),
         (r#"{"plugins": [{"name": "m", "path": "policy.json"}]}"#, "1:36", "not webassembly", ""),
         (r#"{"plugins": [{"name": "m", "path": "core.wasm"}]}"#, "1:36", "a core module, not a component", ""),
-        (r#"{"plugins": [{"name": "m", "path": "component.wasm"}]}"#, "1:36", "is no plugin of callgate:policy@0.1", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "component.wasm"}]}"#,
+            "1:36",
+            "is no plugin of callgate:policy@0.1",
+            "",
+        ),
         (r#"{"plugins": [{"name": "m", "path": "wasi.wasm"}]}"#, "1:36", "imports wasi:cli/environment@0.2.0", ""),
         (
             r#"{"plugins": [{"name": "m", "path": "component.wasm", "sha256": "0000000000000000000000000000000000000000000000000000000000000000"}]}"#,
@@ -282,7 +332,10 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
         assert!(said.contains(&format!("policy.json:{place}\n")), "{shown}: {said}");
         assert!(said.contains(part), "{shown}: {said}");
         assert!(said.lines().any(|line| line.contains('^')), "{shown}: {said}");
-        assert!(hint.is_empty() || said.lines().any(|line| line.contains("help: ") && line.contains(hint)), "{shown}: {said}");
+        assert!(
+            hint.is_empty() || said.lines().any(|line| line.contains("help: ") && line.contains(hint)),
+            "{shown}: {said}"
+        );
         assert!(said.len() < 2000, "{shown}: {} bytes", said.len());
     }
 }
@@ -314,4 +367,49 @@ fn a_policy_that_cannot_be_read_is_named() {
     fs::remove_file(fixture.policy()).unwrap();
     fs::create_dir(fixture.policy()).unwrap();
     assert!(refusal(&fixture).contains("it is a directory"));
+}
+
+#[test]
+fn a_check_says_what_a_policy_means_and_what_may_surprise() {
+    let fixture = Fixture::allowing(&[]);
+    let at = fixture.path("").display().to_string();
+    fs::write(fixture.path("open"), "").unwrap();
+    fs::set_permissions(fixture.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/bash", fixture.path("link")).unwrap();
+    let policy = format!(
+        "{{\"mode\": \"dry-run\", \"allow_executables\": [\n\
+         \"{at}/nosuch\",\n\"/usr/bin\",\n\"{at}/link\",\n\"{at}/open\",\n\"/etc/passwd\",\n\"/usr/bin/python3\",\n\
+         \"/lib64/ld-linux-x86-64.so.2\", \"/usr/sbin/\", \"/opt/*/x\"]}}"
+    );
+    fs::write(fixture.policy(), policy).unwrap();
+    let outcome = run(fixture.callgate().arg("check"));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    for line in [
+        "policy.json: valid\n",
+        "mode: dry-run",
+        "where every plugin abstains: deny",
+        "records: denials, to stderr",
+        &format!("plugin allowlist: allowlist {} (built in)", env!("CARGO_PKG_VERSION")),
+        "decides on: exec, exec-fileless\n",
+        "if it fails: deny; deadline 1000 ms, memory 16 MiB",
+        "allows the executables of 9 entries and no others",
+        "not governed: connect, bind, listen, accept, send, socket, credentials",
+        "policy.json:1:10: in a dry run nothing is blocked",
+        "policy.json:2:1: there is no",
+        "policy.json:3:1: /usr/bin is a directory, so this allows nothing",
+        "link leads to /usr/bin/bash",
+        "policy.json:4:1: ",
+        "link is a shell",
+        "policy.json:5:1: everybody can write",
+        "policy.json:6:1: /etc/passwd is not executable",
+        "policy.json:7:1: /usr/bin/python3 is an interpreter",
+        "policy.json:8:1: /lib64/ld-linux-x86-64.so.2 is a dynamic loader",
+    ] {
+        assert!(outcome.stdout.contains(line), "{line}: {}", outcome.stdout);
+    }
+    fs::write(fixture.policy(), r#"{"deny_executables": ["/usr/bin/nosuch"], "default": "allow"}"#).unwrap();
+    let said = run(fixture.callgate().arg("check")).stdout;
+    for line in ["what no plugin denies is allowed", "a copy of a denied file", "there is no /usr/bin/nosuch yet"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
 }

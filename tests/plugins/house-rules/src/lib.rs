@@ -1,8 +1,8 @@
 //! A plugin for the tests: uses everything that the interface offers, and fails when it is told to.
 
 use callgate_sdk::{
-    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Verdict, ancestors, canonical_path, digest,
-    environment, log,
+    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Verdict, ancestors, canonical_path,
+    digest, environment, log,
 };
 use serde::Deserialize;
 
