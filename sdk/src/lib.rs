@@ -41,9 +41,15 @@
 //! ```
 //!
 //! A plugin is built for `wasm32-unknown-unknown` and encoded as a component. It imports nothing but what this crate does:
-//! no files, no network, no clock.
+//! no files, no network, no clock. `README.md` beside this crate goes from nothing to a component, step by step.
 
 use serde::de::DeserializeOwned;
+
+pub mod example;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Guide;
 
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
@@ -75,7 +81,12 @@ pub trait Plugin: Sized + 'static {
     /// Its version (semver.org).
     const VERSION: &'static str;
 
-    /// Takes its configuration.
+    /// A JSON Schema of its configuration, for people and tools that write policies.
+    fn config_schema() -> Option<String> {
+        None
+    }
+
+    /// Takes its configuration. Called for the first instance, and again for each that replaces one that has failed.
     ///
     /// # Errors
     /// What is wrong with it, and where.
@@ -268,7 +279,7 @@ macro_rules! plugin {
                     interface::Description {
                         name: <$plugin as $crate::Plugin>::NAME.to_owned(),
                         version: <$plugin as $crate::Plugin>::VERSION.to_owned(),
-                        config_schema: None,
+                        config_schema: <$plugin as $crate::Plugin>::config_schema(),
                     }
                 }
 
