@@ -50,7 +50,7 @@ fn schema() -> Value {
     plugin["if"] = json!({ "not": { "required": ["path"] } });
     plugin["then"] = json!({
         "anyOf": [{ "required": ["builtin"] }, { "properties": { "name": { "const": "allowlist" } } }],
-        "properties": { "config": { "$ref": "#/$defs/Allowlist" } },
+        "properties": { "config": { "$ref": "#/$defs/Allowlist", "minProperties": 1 } },
         "required": ["config"],
     });
     tidy(&mut document);
@@ -187,6 +187,7 @@ fn the_schema_refuses_what_the_loader_refuses() {
         r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "memory_mib": 4097}]}"#,
         r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "on_failure": "allow"}]}"#,
         r#"{"plugins": [{"name": "allowlist", "config": null}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#,
         r#"{"plugins": [{"name": "allowlist", "config": {"usrs": {}}}]}"#,
         r#"{"network": []}"#,
         r#"{"network": {"outbound": [[]]}}"#,

@@ -41,9 +41,15 @@
 //! ```
 //!
 //! A plugin is built for `wasm32-unknown-unknown` and encoded as a component. It imports nothing but what this crate does:
-//! no files, no network, no clock.
+//! no files, no network, no clock. `README.md` beside this crate goes from nothing to a component, step by step.
 
 use serde::de::DeserializeOwned;
+
+pub mod example;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Guide;
 
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
@@ -75,7 +81,12 @@ pub trait Plugin: Sized + 'static {
     /// Its version (semver.org).
     const VERSION: &'static str;
 
-    /// Takes its configuration.
+    /// A JSON Schema of its configuration, for people and tools that write policies.
+    fn config_schema() -> Option<String> {
+        None
+    }
+
+    /// Takes its configuration. Called for the first instance, and again for each that replaces one that has failed.
     ///
     /// # Errors
     /// What is wrong with it, and where.
@@ -141,12 +152,28 @@ impl Verdict {
         }
         self
     }
+
+    /// The same, with the errno(3) that the caller gets.
+    #[must_use]
+    pub fn errno(mut self, errno: u16) -> Self {
+        if let Self::Deny(denial) = &mut self {
+            denial.errno = Some(errno);
+        }
+        self
+    }
 }
 
 impl ConfigError {
     /// A mistake at a place, which is a JSON Pointer (RFC 6901) into the configuration.
     pub fn at(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into(), hint: None }
+    }
+
+    /// The same, with what to write instead.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
     }
 }
 
@@ -252,7 +279,7 @@ macro_rules! plugin {
                     interface::Description {
                         name: <$plugin as $crate::Plugin>::NAME.to_owned(),
                         version: <$plugin as $crate::Plugin>::VERSION.to_owned(),
-                        config_schema: None,
+                        config_schema: <$plugin as $crate::Plugin>::config_schema(),
                     }
                 }
 

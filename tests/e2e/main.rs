@@ -10,6 +10,7 @@ mod container;
 mod exec;
 mod exec_races;
 mod launch;
+mod plugins;
 mod policies;
 mod terminal;
 mod users;

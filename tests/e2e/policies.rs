@@ -5,10 +5,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, repository, run};
 
@@ -20,7 +19,12 @@ fn under(policy: &str) -> Command {
 
 /// The records that went to standard error.
 fn records(outcome: &Outcome) -> Vec<Value> {
-    outcome.stderr.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    outcome
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// The kinds of event that were denied, or would have been.
@@ -30,8 +34,8 @@ fn denied(outcome: &Outcome) -> Vec<String> {
 }
 
 /// A port that the policies for servers allow, and that is free.
-fn port() -> u16 {
-    (8000..9000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+fn port(mut among: std::ops::Range<u16>) -> u16 {
+    among.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// What a server answers to a request for `/`, once it is up.
@@ -85,7 +89,7 @@ fn the_static_web_server_serves_on_its_ports_and_runs_nothing_else() {
         nginx.args(["/usr/sbin/nginx", "-e", "stderr", "-c"]).arg(fixture.path("nginx.conf"));
         nginx
     };
-    let port = port();
+    let port = port(8000..8500);
     let server = start(&mut configuration(port));
     assert!(fetch(port).ends_with("hello from nginx"));
     let outcome = terminate(server);
@@ -98,7 +102,7 @@ fn the_static_web_server_serves_on_its_ports_and_runs_nothing_else() {
 
 #[test]
 fn the_python_web_app_serves_and_gets_neither_a_shell_nor_out() {
-    let port = port();
+    let port = port(8500..9000);
     let server = start(under("python-web-app.json").args([
         "/usr/bin/python3",
         "-c",
@@ -129,7 +133,10 @@ fn the_python_web_app_serves_and_gets_neither_a_shell_nor_out() {
 #[test]
 fn the_batch_job_computes_and_does_not_phone_home() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let line = format!("seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}", listener.local_addr().unwrap().to_string().replace(':', "/"));
+    let line = format!(
+        "seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}",
+        listener.local_addr().unwrap().to_string().replace(':', "/")
+    );
     let outcome = run(under("batch-without-network.json").args(["/bin/bash", "-c", &line]));
     assert_eq!(outcome.stdout, "3 2 1 ");
     assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
@@ -172,11 +179,15 @@ fn learning_blocks_nothing_and_records_everything() {
 fn the_locked_policy_is_not_loosened() {
     for (variable, flag) in [("dry-run", None), ("", Some("--dry-run"))] {
         let mut command = under("locked.json");
-        command.env("CALLGATE_MODE", variable).args(flag).args(["/bin/sh", "-c", "ls / >/dev/null && echo listed; id; echo $?"]);
+        command.env("CALLGATE_MODE", variable).args(flag).args([
+            "/bin/sh",
+            "-c",
+            "ls / >/dev/null && echo listed; id; echo $?",
+        ]);
         let outcome = run(&mut command);
         assert_eq!(outcome.stdout, "listed\n126\n", "{outcome:?}");
         assert!(outcome.stderr.contains("the policy locks it"), "{outcome:?}");
-        assert_eq!(denied(&outcome), ["exec"]);
+        assert!(denied(&outcome).iter().all(|kind| kind == "exec"), "{outcome:?}");
         assert!(records(&outcome).iter().any(|record| record["outcome"] == "allowed"), "{outcome:?}");
     }
 }
@@ -193,7 +204,10 @@ fn egress_goes_to_the_listed_networks_only() {
         listener.local_addr().unwrap().port()
     );
     let outcome = run(under("egress.json").args(["python3", "-c", &script]));
-    assert_eq!(outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n", "{outcome:?}");
+    assert_eq!(
+        outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n",
+        "{outcome:?}"
+    );
     assert_eq!(denied(&outcome), ["connect", "connect"]);
 }
 
@@ -215,5 +229,187 @@ fn every_policy_is_explained_by_the_readme() {
     for entry in fs::read_dir(repository("policies")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(readme.contains(&name), "{name} is not in policies/README.md");
+    }
+}
+
+/// What is said about a policy, after it was seen that nothing was started.
+fn refusal(fixture: &Fixture) -> String {
+    let outcome = run(fixture.callgate().args(["/bin/touch"]).arg(fixture.path("started")));
+    assert_eq!(outcome.code(), 125, "{outcome:?}");
+    assert!(!fixture.path("started").exists());
+    outcome.stderr
+}
+
+#[test]
+fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
+    let deep = "[".repeat(100) + &"]".repeat(100);
+    let deeper = "[".repeat(100_000) + &"]".repeat(100_000);
+    let long = format!("{{\"allow_executables\": [{}\"x\"]}}", "\"/bin/ls\", ".repeat(100_000));
+    for (policy, place, part, hint) in [
+        (
+            r#"{"alow_executables": []}"#,
+            "1:2",
+            "unknown field `alow_executables`",
+            r#"did you mean "allow_executables"?"#,
+        ),
+        (r#"{"allow_executables": "/bin/ls"}"#, "1:23", "invalid type: string", ""),
+        (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "expected a string", ""),
+        (r#"{"allow_executables": null}"#, "1:23", "invalid type: null", ""),
+        (
+            r#"{"allow_executables": [], "mode": "dryrun"}"#,
+            "1:35",
+            "unknown variant `dryrun`",
+            r#"did you mean "dry-run"?"#,
+        ),
+        (
+            "{\n  \"network\": {\"outbound\": [\n    {\"to\": [\"10.0.0.0/8\", \"10.0.0.0/33\"]}]}}",
+            "3:27",
+            "neither an address nor",
+            "192.0.2.0/24",
+        ),
+        (r#"{"network": {"outbound": [{"to": "10.0.0/8"}]}}"#, "1:34", "neither an address nor", "192.0.2.0/24"),
+        (r#"{"network": {"inbound": [{"from": "x"}]}}"#, "1:35", "neither an address nor", ""),
+        (r#"{"network": {"outbound": [{"ports": ["90-80"]}]}}"#, "1:38", "a range such as \"8000-8100\"", ""),
+        (r#"{"network": {"outbound": [{"ports": 65536}]}}"#, "1:37", "a number from 0 to 65535", ""),
+        (r#"{"network": {"outbound": [{"port": 1}]}}"#, "1:28", "unknown field `port`", r#"did you mean "ports"?"#),
+        (r#"{"network": {"outbound": [[]]}}"#, "1:27", "expected an object", ""),
+        (r#"{"network": {"families": ["netlnk"]}}"#, "1:27", "no family that is known", "netlink"),
+        (
+            r#"{"network": {"outbound": [{"protocol": "tcpp"}]}}"#,
+            "1:40",
+            "unknown variant `tcpp`",
+            r#"did you mean "tcp"?"#,
+        ),
+        (r#"{"users": {"uids": ["0-x"]}}"#, "1:21", "a range such as \"1000-1999\"", ""),
+        (r#"{"users": {"uids": [1], "uids": [2]}}"#, "1:25", "duplicate field `uids`", ""),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"users": {"uid": [1]}}}]}"#,
+            "1:57",
+            "unknown field `uid`",
+            r#"did you mean "uids"?"#,
+        ),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"network": {"outbound": [{"to": ["::/129"]}]}}}]}"#,
+            "1:80",
+            "::/129",
+            "2001:db8::/32",
+        ),
+        (r#"{"plugins": [{"name": "allowlist", "config": []}]}"#, "1:46", "expected an object", ""),
+        (r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#, "1:46", "governs nothing", "allow_executables"),
+        (r#"{"plugins": [{"name": "allowlist"}]}"#, "1:14", "governs nothing", "allow_executables"),
+        (r#"{"plugins": [{"name": "m", "path": "nosuch.wasm"}]}"#, "1:36", "No such file", ""),
+        (r#"{"plugins": [{"name": "m", "path": "."}]}"#, "1:36", "not a regular file", ""),
+        (r#"{"plugins": [{"name": "m", "path": "policy.json"}]}"#, "1:36", "not webassembly", ""),
+        (r#"{"plugins": [{"name": "m", "path": "core.wasm"}]}"#, "1:36", "a core module, not a component", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "component.wasm"}]}"#,
+            "1:36",
+            "is no plugin of callgate:policy@0.1",
+            "",
+        ),
+        (r#"{"plugins": [{"name": "m", "path": "wasi.wasm"}]}"#, "1:36", "imports wasi:cli/environment@0.2.0", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "component.wasm", "sha256": "0000000000000000000000000000000000000000000000000000000000000000"}]}"#,
+            "1:64",
+            "has the sha256",
+            "if this is the plugin you mean, write",
+        ),
+        ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
+        (&deep, "1:1", "expected an object", ""),
+        (&deeper, "1:128", "recursion limit", ""),
+        (&long, "1:1100024", "neither an absolute path", ""),
+        (r#"{"allow_executables": ["/bin/ls"],}"#, "1:35", "trailing comma", ""),
+        ("{\"allow_executables\": [\n\"/bin/ls\"", "2:9", "EOF", ""),
+    ] {
+        let fixture = Fixture::allowing(&[]);
+        fs::write(fixture.policy(), policy).unwrap();
+        fs::write(fixture.path("core.wasm"), b"\0asm\x01\0\0\0").unwrap();
+        fs::write(fixture.path("component.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+        let wasi = r#"(component (import "wasi:cli/environment@0.2.0" (instance)))"#;
+        fs::write(fixture.path("wasi.wasm"), wat::parse_str(wasi).unwrap()).unwrap();
+        let shown: String = policy.chars().take(100).collect();
+        let said = refusal(&fixture);
+        assert!(said.contains(&format!("policy.json:{place}\n")), "{shown}: {said}");
+        assert!(said.contains(part), "{shown}: {said}");
+        assert!(said.lines().any(|line| line.contains('^')), "{shown}: {said}");
+        assert!(
+            hint.is_empty() || said.lines().any(|line| line.contains("help: ") && line.contains(hint)),
+            "{shown}: {said}"
+        );
+        assert!(said.len() < 2000, "{shown}: {} bytes", said.len());
+    }
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_is_named() {
+    let fixture = Fixture::allowing(&[]);
+    let write = |bytes: &[u8]| fs::write(fixture.policy(), bytes).unwrap();
+    write(b"");
+    assert!(refusal(&fixture).contains("policy.json: the policy is empty"));
+    write(b"{\"allow_executables\": [\"/bin/\xff\"]}");
+    let said = refusal(&fixture);
+    assert!(said.contains("policy.json:1:30\n") && said.contains("not UTF-8"), "{said}");
+    write(&[0xff, 0xfe, b'{', 0, b'}', 0]);
+    assert!(refusal(&fixture).contains("not UTF-8"));
+    fs::File::options().write(true).open(fixture.policy()).unwrap().set_len(65 << 20).unwrap();
+    assert!(refusal(&fixture).contains("policy.json: cannot read the policy: it is larger than 64 MiB"));
+    write(b"{\"allow_executables\": []}");
+    fs::set_permissions(fixture.policy(), fs::Permissions::from_mode(0)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search", CALLGATE, "--policy"]).arg(fixture.policy());
+    let outcome = run(command.arg("/bin/true"));
+    assert_eq!(outcome.code(), 125, "{outcome:?}");
+    assert!(outcome.stderr.contains("policy.json: cannot read the policy: Permission denied"), "{outcome:?}");
+    fs::remove_file(fixture.policy()).unwrap();
+    assert!(refusal(&fixture).contains("help: name the policy with --policy"));
+    nix::unistd::mkfifo(&fixture.policy(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(refusal(&fixture).contains("it is not a regular file"));
+    fs::remove_file(fixture.policy()).unwrap();
+    fs::create_dir(fixture.policy()).unwrap();
+    assert!(refusal(&fixture).contains("it is a directory"));
+}
+
+#[test]
+fn a_check_says_what_a_policy_means_and_what_may_surprise() {
+    let fixture = Fixture::allowing(&[]);
+    let at = fixture.path("").display().to_string();
+    fs::write(fixture.path("open"), "").unwrap();
+    fs::set_permissions(fixture.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/bash", fixture.path("link")).unwrap();
+    let policy = format!(
+        "{{\"mode\": \"dry-run\", \"allow_executables\": [\n\
+         \"{at}/nosuch\",\n\"/usr/bin\",\n\"{at}/link\",\n\"{at}/open\",\n\"/etc/passwd\",\n\"/usr/bin/python3\",\n\
+         \"/lib64/ld-linux-x86-64.so.2\", \"/usr/sbin/\", \"/opt/*/x\"]}}"
+    );
+    fs::write(fixture.policy(), policy).unwrap();
+    let outcome = run(fixture.callgate().arg("check"));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    for line in [
+        "policy.json: valid\n",
+        "mode: dry-run",
+        "where every plugin abstains: deny",
+        "records: denials, to stderr",
+        &format!("plugin allowlist: allowlist {} (built in)", env!("CARGO_PKG_VERSION")),
+        "decides on: exec, exec-fileless\n",
+        "if it fails: deny; deadline 1000 ms, memory 16 MiB",
+        "allows the executables of 9 entries and no others",
+        "not governed: connect, bind, listen, accept, send, socket, credentials",
+        "policy.json:1:10: in a dry run nothing is blocked",
+        "policy.json:2:1: there is no",
+        "policy.json:3:1: /usr/bin is a directory, so this allows nothing",
+        "link leads to /usr/bin/bash",
+        "policy.json:4:1: ",
+        "link is a shell",
+        "policy.json:5:1: everybody can write",
+        "policy.json:6:1: /etc/passwd is not executable",
+        "policy.json:7:1: /usr/bin/python3 is an interpreter",
+        "policy.json:8:1: /lib64/ld-linux-x86-64.so.2 is a dynamic loader",
+    ] {
+        assert!(outcome.stdout.contains(line), "{line}: {}", outcome.stdout);
+    }
+    fs::write(fixture.policy(), r#"{"deny_executables": ["/usr/bin/nosuch"], "default": "allow"}"#).unwrap();
+    let said = run(fixture.callgate().arg("check")).stdout;
+    for line in ["what no plugin denies is allowed", "a copy of a denied file", "there is no /usr/bin/nosuch yet"] {
+        assert!(said.contains(line), "{line}: {said}");
     }
 }

@@ -1,7 +1,7 @@
 //! The default plugin: what is not listed is denied.
 //!
-//! An ordinary plugin, written with `callgate-sdk`. Executables are always its business, the network and users only if its
-//! configuration has a section for them.
+//! An ordinary plugin, written with `callgate-sdk`. Executables, the network and users are its business if its configuration
+//! has a section for them; what is not is not even intercepted.
 
 mod executables;
 mod forms;
@@ -21,7 +21,7 @@ use users::Users;
 /// The plugin, configured.
 #[derive(Debug)]
 pub struct Allowlist {
-    executables: Executables,
+    executables: Option<Executables>,
     network: Option<Network>,
     users: Option<Users>,
 }
@@ -57,21 +57,25 @@ impl Plugin for Allowlist {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
     fn new(Object(config): Object<Config>) -> Result<Self, ConfigError> {
-        let Config { allow_executables, deny_executables, network, users } = &config;
-        if allow_executables.is_none() && deny_executables.is_empty() && network.is_none() && users.is_none() {
-            let mut error = ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed");
-            error.hint = Some("add \"allow_executables\": [\"/bin/sh\", …]".to_owned());
-            return Err(error);
+        let executables = config.allow_executables.is_some() || !config.deny_executables.is_empty();
+        if !executables && config.network.is_none() && config.users.is_none() {
+            return Err(ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed")
+                .hint("add \"allow_executables\": [\"/bin/sh\", …]"));
         }
         Ok(Self {
-            executables: Executables::new(config.allow_executables, &config.deny_executables)?,
+            executables: executables
+                .then(|| Executables::new(config.allow_executables, &config.deny_executables))
+                .transpose()?,
             network: config.network.map(|Object(config)| Network::new(config)).transpose()?,
             users: config.users.map(|Object(config)| Users::new(config)),
         })
     }
 
     fn subscriptions(&self) -> EventKinds {
-        let mut kinds = EventKinds::EXEC | EventKinds::EXEC_FILELESS;
+        let mut kinds = EventKinds::empty();
+        if self.executables.is_some() || self.users.is_some() {
+            kinds = kinds | EventKinds::EXEC | EventKinds::EXEC_FILELESS;
+        }
         if let Some(network) = &self.network {
             kinds = kinds
                 | EventKinds::CONNECT
@@ -131,7 +135,10 @@ impl Allowlist {
         if let Some(denied) = self.users.as_ref().and_then(|users| users.running_as(subject)) {
             return denied;
         }
-        self.executables.judge(exec)
+        match &self.executables {
+            Some(executables) => executables.judge(exec),
+            None => Verdict::allow("executables.not-governed"),
+        }
     }
 }
 
