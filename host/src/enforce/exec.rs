@@ -19,6 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
+use crate::enforce::traced;
 use crate::intercept::caller::Caller;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
@@ -55,12 +56,18 @@ pub fn exec(
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
-    held(listener, id, caller, |leader, is_exec| {
+    let result = held(listener, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
         }
         difference(view, leader, program, digests)
-    })
+    });
+    match result {
+        Ok(Verified::Traced) => {
+            traced::exec(listener, view, id, caller, |leader| difference(view, leader, program, digests))
+        }
+        result => result,
+    }
 }
 
 /// Lets the kernel carry out setgroups(2), and kills the caller if it then has other groups.

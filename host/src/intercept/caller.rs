@@ -249,6 +249,10 @@ pub struct Status {
     pub deliverable_signals: u64,
     /// Thread id of the tracer, 0 for none.
     pub tracer: u32,
+    /// Signals that the thread blocks.
+    pub blocked_signals: u64,
+    /// Thread ids in each pid namespace from ours inwards.
+    pub ids: Vec<u32>,
 }
 
 impl Status {
@@ -293,10 +297,17 @@ impl Status {
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
                 "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
-                "NSpid" => status.inner_tid = numbers().last().unwrap_or_default(),
+                "NSpid" => {
+                    status.ids = numbers().collect();
+                    status.inner_tid = status.ids.last().copied().unwrap_or_default();
+                }
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
-                "SigBlk" | "SigIgn" => held_back |= bits(),
+                "SigBlk" => {
+                    status.blocked_signals = bits();
+                    held_back |= bits();
+                }
+                "SigIgn" => held_back |= bits(),
                 "CapEff" => status.identity.capabilities = bits(),
                 _ => {}
             }

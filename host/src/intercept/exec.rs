@@ -11,6 +11,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
 use object::read::{ReadCache, ReadRef};
@@ -365,13 +366,22 @@ where
     Ok(None)
 }
 
+/// How large a file may be whose content is digested: a decision waits for it, and others for the decision.
+const DIGESTED: u64 = 1 << 29;
+
 /// SHA-256 of an open file's content, as it is now.
 ///
 /// # Errors
-/// It cannot be read.
+/// It cannot be read, or not in good time: it is too large, or a process of the workload would have to supply it.
 pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     use sha2::{Digest, Sha256};
-    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?);
+    if fstat(file)?.st_size as u64 > DIGESTED {
+        return Err(io::Error::other(format!("it is larger than {} MiB", DIGESTED >> 20)));
+    }
+    if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file).canonical {
+        return Err(io::Error::other("it is on a FUSE file system that was mounted later"));
+    }
+    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?).take(DIGESTED + 1); // it may be growing
     let mut hash = Sha256::new();
     let mut part = vec![0; 128 * 1024];
     loop {
