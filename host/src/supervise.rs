@@ -373,11 +373,13 @@ impl Office {
     }
 
     fn verified(&self, event: &Event, decision: &Decision, result: std::io::Result<Verified>) -> Option<Answer> {
+        let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
             Ok(Verified::Killed(why)) => ("not-what-was-decided", why, Outcome::Killed),
             Ok(Verified::Traced) => {
-                let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
+                let why = "the caller is traced by another process, so that what it runs cannot be verified".to_owned();
+                hint = Some("attach the tracer to the program when it runs already".to_owned());
                 ("traced", why, Outcome::Denied(libc::EPERM))
             }
             Ok(Verified::Unreadable) => {
@@ -386,7 +388,7 @@ impl Office {
             }
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };
-        let denial = Denial { rule: rule.to_owned(), reason: why, hint: None, errno: None };
+        let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
         let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..decision.clone() };
         self.record(event, &decision, outcome);
         match outcome {

@@ -338,6 +338,16 @@ fn a_digest_allows_the_content_and_nothing_that_is_made_of_it() {
 }
 
 #[test]
+fn a_file_too_large_to_be_digested_is_denied_at_once() {
+    let fixture = Fixture::allowing(&["/bin/bash", "/usr/bin/truncate", "/usr/bin/chmod", &sha256(Path::new("/bin/true"))]);
+    let huge = text(fixture.path("huge"));
+    let begun = std::time::Instant::now();
+    let outcome = fixture.bash(&format!("truncate -s 1T {huge}; chmod +x {huge}; {huge}; exit $?"));
+    assert_eq!(outcome.code(), 126, "{}", why(&outcome, &fixture));
+    assert!(begun.elapsed().as_secs() < 5);
+}
+
+#[test]
 fn a_script_needs_itself_and_each_of_its_interpreters() {
     for (listed, runs) in [(&["script"][..], false), (&["dash"], false), (&["script", "dash"], true)] {
         let fixture = with(|fixture| {

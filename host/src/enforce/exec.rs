@@ -14,15 +14,16 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{FileStat, Mode, fstat, makedev};
+use nix::sys::stat::{Mode, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
+use crate::enforce::traced;
 use crate::intercept::caller::Caller;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
-use crate::sys::mapping;
+use crate::sys::mapping::{self, Mapped};
 use crate::sys::notify::{Answer, Listener};
 
 /// How a verified call ended.
@@ -55,12 +56,18 @@ pub fn exec(
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
-    held(listener, id, caller, |leader, is_exec| {
+    let result = held(listener, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
         }
         difference(view, leader, program, digests)
-    })
+    });
+    match result {
+        Ok(Verified::Traced) => {
+            traced::exec(listener, view, id, caller, |leader| difference(view, leader, program, digests))
+        }
+        result => result,
+    }
 }
 
 /// Lets the kernel carry out setgroups(2), and kills the caller if it then has other groups.
@@ -201,15 +208,12 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
         _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
     }
-    let loader = match open("auxv", OFlag::O_RDONLY) {
-        Ok(auxv) => loader_of(File::from(auxv), || open("maps", OFlag::O_RDONLY).map(File::from)),
-        Err(error) => return unreadable("auxiliary vector", error),
+    let mapped = match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {
+        Ok(mapped) => mapped,
+        Err(error) => return Some(format!("its memory could not be looked at: {error}")),
     };
-    match (loader, &program.files.loader) {
-        (Ok(None), None) => {}
-        (Ok(Some(mapped)), Some(decided)) if mapped.is(view, decided.as_fd()) => {}
-        (Ok(found), _) => return Some(format!("its loader is {}", found.map_or("none".into(), |mapped| mapped.path))),
-        (Err(error), _) => return Some(format!("its loader could not be found: {error}")),
+    if let Some(difference) = mapped_difference(view, &mapped, program) {
+        return Some(difference);
     }
     if let Some(difference) = argument_difference(program, open("cmdline", OFlag::O_RDONLY).map(File::from)) {
         return Some(difference);
@@ -244,51 +248,32 @@ fn argument_difference(program: &Program, cmdline: nix::Result<File>) -> Option<
     }
 }
 
-/// A file that is mapped, as proc_pid_maps(5) shows it.
-struct Mapped {
-    device: u64,
-    inode: u64,
-    path: String,
+/// Before its first instruction a process has mapped the program and its loader, and no other file.
+fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Option<String> {
+    let loader = program.files.loader.as_ref().map(AsFd::as_fd);
+    let has = |shown: &[(u64, u64)], mapped: &Mapped| shown.contains(&(mapped.device, mapped.inode));
+    let mut executable = shown_as(program.files.executable());
+    let mut loads = loader.map(shown_as).unwrap_or_default();
+    if !mapped.iter().all(|mapped| has(&executable, mapped) || has(&loads, mapped)) {
+        executable.extend(really_shown_as(view, program.files.executable()));
+        loads.extend(loader.and_then(|loader| really_shown_as(view, loader)));
+    }
+    if let Some(other) = mapped.iter().find(|mapped| !has(&executable, mapped) && !has(&loads, mapped)) {
+        return Some(format!("its loader is {}", other.path));
+    }
+    (loader.is_some() && !mapped.iter().any(|mapped| has(&loads, mapped))).then(|| "it has no loader".to_owned())
 }
 
-impl Mapped {
-    fn parse(line: &str) -> Option<Self> {
-        // address-range, permissions, offset, device, inode, path
-        let mut fields = line.split_ascii_whitespace().skip(3);
-        let (major, minor) = fields.next()?.split_once(':')?;
-        let number = |hex| u64::from_str_radix(hex, 16).ok();
-        let device = makedev(number(major)?, number(minor)?);
-        let inode = fields.next()?.parse().ok()?;
-        Some(Self { device, inode, path: line.find('/').map_or("", |at| &line[at..]).to_owned() })
-    }
-
-    /// Whether this is the open file. File systems that are made of others (overlayfs, btrfs) show another device or inode
-    /// here than stat(2) does; what they show is found out by mapping the file ourselves.
-    fn is(&self, view: &View, file: BorrowedFd<'_>) -> bool {
-        let stat = |stat: FileStat| (stat.st_dev, stat.st_ino) == (self.device, self.inode);
-        let ours = || {
-            let maps = openat(view.proc(), "self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-            let file = view.reopen(file, OFlag::O_RDONLY).ok()?;
-            Self::parse(&mapping::line_of(file.as_fd(), maps.into()).ok()?)
-        };
-        fstat(file).is_ok_and(stat)
-            || ours().is_some_and(|ours| (ours.device, ours.inode) == (self.device, self.inode))
-    }
+/// The device and inode numbers that a mapping of this file has, as a rule.
+fn shown_as(file: BorrowedFd<'_>) -> Vec<(u64, u64)> {
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).into_iter().collect()
 }
 
-/// What is mapped where the kernel put the dynamic loader (`AT_BASE`, getauxval(3)), if there is one.
-fn loader_of(mut auxv: File, maps: impl FnOnce() -> nix::Result<File>) -> io::Result<Option<Mapped>> {
-    let mut bytes = Vec::with_capacity(512);
-    auxv.read_to_end(&mut bytes)?;
-    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-    let base = bytes
-        .chunks_exact(16)
-        .map(|pair| (word(&pair[..8]), word(&pair[8..])))
-        .find(|(kind, _)| *kind == libc::AT_BASE as u64)
-        .map_or(0, |(_, value)| value);
-    if base == 0 {
-        return Ok(None);
-    }
-    let line = mapping::line_at(maps()?, base)?;
-    Mapped::parse(&line).map(Some).ok_or_else(|| io::Error::other(format!("{line:?} names no file")))
+/// The same where the file system is made of others (overlayfs, btrfs) and shows other numbers there than to stat(2): by
+/// mapping the file ourselves.
+fn really_shown_as(view: &View, file: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    let maps = openat(view.proc(), "self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let file = view.reopen(file, OFlag::O_RDONLY).ok()?;
+    let ours = mapping::of(file.as_fd(), maps.into()).ok()?;
+    Some((ours.device, ours.inode))
 }

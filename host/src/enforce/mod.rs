@@ -4,4 +4,5 @@
 
 pub mod exec;
 pub mod network;
+pub mod traced;
 pub mod waiting;

@@ -3,9 +3,10 @@
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -35,6 +36,7 @@ pub struct Caller {
     /// The process (or, from Linux 6.9, the very thread).
     pub pidfd: OwnedFd,
     directory: OwnedFd,
+    root: OnceLock<OwnedFd>,
     memory: File,
 }
 
@@ -50,7 +52,7 @@ impl Caller {
         let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
-        Ok(Self { tid, status, pidfd, directory, memory: File::from(memory) })
+        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), memory: File::from(memory) })
     }
 
     /// Copies bytes of the caller's memory, as many as are there.
@@ -170,6 +172,18 @@ impl Caller {
         self.directory.as_fd()
     }
 
+    /// The caller's root directory.
+    ///
+    /// # Errors
+    /// It is gone, or we may not look.
+    pub fn root(&self) -> nix::Result<BorrowedFd<'_>> {
+        if self.root.get().is_none() {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let _ = self.root.set(openat(&self.directory, "root", flags, Mode::empty())?);
+        }
+        self.root.get().map(AsFd::as_fd).ok_or(Errno::ESRCH)
+    }
+
     /// The process as plugins see it.
     pub fn subject(&self, view: &View) -> Subject {
         subject(view, self.directory(), &self.status, self.tid)
@@ -235,6 +249,10 @@ pub struct Status {
     pub deliverable_signals: u64,
     /// Thread id of the tracer, 0 for none.
     pub tracer: u32,
+    /// Signals that the thread blocks.
+    pub blocked_signals: u64,
+    /// Thread ids in each pid namespace from ours inwards.
+    pub ids: Vec<u32>,
 }
 
 impl Status {
@@ -244,9 +262,21 @@ impl Status {
     /// `ESRCH`, `ENOENT`: it is gone.
     pub fn read(directory: BorrowedFd<'_>) -> io::Result<Self> {
         let fd = openat(directory, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let mut text = String::with_capacity(2048);
-        File::from(fd).read_to_string(&mut text)?;
-        Ok(Self::parse(&text))
+        // Not through std's File, which asks for a size that there is none of.
+        let mut text = vec![0; 4096];
+        let mut length = 0;
+        loop {
+            if length == text.len() {
+                text.resize(2 * length, 0);
+            }
+            match nix::unistd::read(&fd, &mut text[length..]) {
+                Ok(0) => break,
+                Ok(n) => length += n,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self::parse(&String::from_utf8_lossy(&text[..length])))
     }
 
     fn parse(text: &str) -> Self {
@@ -267,10 +297,17 @@ impl Status {
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
                 "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
-                "NSpid" => status.inner_tid = numbers().last().unwrap_or_default(),
+                "NSpid" => {
+                    status.ids = numbers().collect();
+                    status.inner_tid = status.ids.last().copied().unwrap_or_default();
+                }
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
-                "SigBlk" | "SigIgn" => held_back |= bits(),
+                "SigBlk" => {
+                    status.blocked_signals = bits();
+                    held_back |= bits();
+                }
+                "SigIgn" => held_back |= bits(),
                 "CapEff" => status.identity.capabilities = bits(),
                 _ => {}
             }

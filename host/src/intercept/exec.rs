@@ -11,9 +11,10 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
-use object::read::ReadCache;
+use object::read::{ReadCache, ReadRef};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::decide::FileRole;
@@ -149,27 +150,24 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         }
     }
 
+    let named = view.name(file.as_fd());
+    let interpreter_names: Vec<File> = interpreters.iter().map(|file| view.name(file.as_fd())).collect();
+    let loader_name = loader.as_ref().map(|file| view.name(file.as_fd()));
+    // What interprets it and has no path is as fileless as the program.
+    let fileless = is_fileless(&named, file.as_fd())
+        || interpreters.iter().zip(&interpreter_names).any(|(file, name)| is_fileless(name, file.as_fd()))
+        || loader.as_ref().zip(loader_name.as_ref()).is_some_and(|(file, name)| is_fileless(name, file.as_fd()));
     let files = Files { file, interpreters, loader };
-    let named = view.name(files.file.as_fd());
-    let fileless = is_fileless(&named, files.file.as_fd());
-    let executable = view.name(files.executable());
     let exec = Exec {
         requested: lossy(&requested),
+        runs_loader: is_loader(interpreter_names.last().unwrap_or(&named), files.loader.is_none()),
         file: named,
-        interpreters: files.interpreters.iter().map(|file| view.name(file.as_fd())).collect(),
-        loader: files.loader.as_ref().map(|file| view.name(file.as_fd())),
-        runs_loader: is_loader(&executable, files.loader.is_none()),
+        interpreters: interpreter_names,
+        loader: loader_name,
         arguments: given.iter().map(|argument| lossy(argument)).collect(),
         arguments_cut: cut,
         directory: directory_name,
     };
-    // The path by which an interpreter without a file of its own would be reached is as fileless as the program.
-    let fileless = fileless
-        || files
-            .interpreters
-            .iter()
-            .chain(&files.loader)
-            .any(|file| is_fileless(&view.name(file.as_fd()), file.as_fd()));
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
     Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
 }
@@ -203,20 +201,22 @@ fn is_loader(executable: &File, names_no_loader: bool) -> bool {
 
 fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Errno> {
     let mut arguments = Vec::new();
-    let mut room = ARGUMENT_BYTES;
     if argv == 0 {
         return Ok((arguments, false));
     }
-    for index in 0..=ARGUMENT_COUNT as u64 {
-        let word = caller.copy(argv.wrapping_add(index * 8), 8)?;
-        let pointer = u64::from_ne_bytes(word.try_into().map_err(|_| Errno::EFAULT)?);
-        if pointer == 0 {
+    let mut room = ARGUMENT_BYTES;
+    let mut pointers: Vec<u64> = Vec::new();
+    for index in 0..=ARGUMENT_COUNT {
+        if index == pointers.len() {
+            copy_pointers(caller, argv.wrapping_add(index as u64 * 8), &mut pointers)?;
+        }
+        if pointers[index] == 0 {
             return Ok((arguments, false));
         }
-        if index == ARGUMENT_COUNT as u64 {
+        if index == ARGUMENT_COUNT {
             break;
         }
-        match caller.copy_string(pointer, room) {
+        match caller.copy_string(pointers[index], room) {
             Ok(argument) => {
                 room = room.saturating_sub(argument.len() + 1);
                 arguments.push(argument);
@@ -229,6 +229,19 @@ fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Er
         }
     }
     Ok((arguments, true))
+}
+
+/// Copies pointers, at least one, and as many as a glance at the page brings.
+fn copy_pointers(caller: &Caller, at: u64, pointers: &mut Vec<u64>) -> Result<(), Errno> {
+    let mut block = [0; 256];
+    let wanted = (4096 - at % 4096).clamp(8, block.len() as u64) as usize;
+    let got = caller.copy_some(at, &mut block[..wanted]);
+    if got < 8 {
+        return Err(Errno::EFAULT);
+    }
+    let words = block[..got].chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default()));
+    pointers.extend(words);
+    Ok(())
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -258,21 +271,27 @@ fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
         Err(error) => return Err(error),
     };
     let file = fs::File::from(file);
-    let mut head = [0; HEAD];
+    // A page: in nearly every program it has the program headers and the loader's name, too.
+    let mut page = [0; 4096];
     let mut length = 0;
     while length < HEAD {
-        match file.read_at(&mut head[length..], length as u64) {
+        match file.read_at(&mut page[length..], length as u64) {
             Ok(0) => break,
             Ok(n) => length += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(errno(error)),
         }
     }
-    if head.starts_with(b"#!") {
-        return Ok(script(&head));
+    if let (Some(head), true) = (page.first_chunk(), page.starts_with(b"#!")) {
+        return Ok(script(head));
     }
-    if head.starts_with(b"\x7fELF") {
-        return Ok(Head::Elf { loader: elf_interpreter(file, head[4]) });
+    if page.starts_with(b"\x7fELF") {
+        let loader = match elf_interpreter(&page[..length], page[4]) {
+            Ok(found) => found,
+            Err(_) if length < page.len() => None,
+            Err(_) => elf_interpreter(&ReadCache::new(file), page[4]).unwrap_or(None),
+        };
+        return Ok(Head::Elf { loader });
     }
     Ok(Head::Unknown)
 }
@@ -307,40 +326,62 @@ fn script(head: &[u8; HEAD]) -> Head {
     Head::Script { interpreter: line[..end].to_vec(), argument }
 }
 
-fn elf_interpreter(file: fs::File, class: u8) -> Option<Vec<u8>> {
-    const ELFCLASS32: u8 = 1;
-    let data = ReadCache::new(file);
-    if class == ELFCLASS32 {
-        interpreter_of::<FileHeader32<Endianness>>(&data)
-    } else {
-        interpreter_of::<FileHeader64<Endianness>>(&data)
+/// What there is of a file cannot be understood.
+struct Malformed;
+
+impl From<object::Error> for Malformed {
+    fn from(_: object::Error) -> Self {
+        Self
     }
 }
 
-fn interpreter_of<H: FileHeader<Endian = Endianness>>(data: &ReadCache<fs::File>) -> Option<Vec<u8>> {
-    let header = H::parse(data).ok()?;
-    let endian = header.endian().ok()?;
+/// The loader that an ELF file names, if it names one.
+fn elf_interpreter<'data>(data: impl ReadRef<'data>, class: u8) -> Result<Option<Vec<u8>>, Malformed> {
+    const ELFCLASS32: u8 = 1;
+    if class == ELFCLASS32 {
+        interpreter_of::<FileHeader32<Endianness>, _>(data)
+    } else {
+        interpreter_of::<FileHeader64<Endianness>, _>(data)
+    }
+}
+
+fn interpreter_of<'data, H, R>(data: R) -> Result<Option<Vec<u8>>, Malformed>
+where
+    H: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = H::parse(data)?;
+    let endian = header.endian()?;
     // The first one counts (load_elf_binary, fs/binfmt_elf.c); its length is bounded by PATH_MAX there.
-    for segment in header.program_headers(endian, data).ok()? {
+    for segment in header.program_headers(endian, data)? {
         if segment.p_type(endian) == object::elf::PT_INTERP {
             let length: u64 = segment.p_filesz(endian).into();
             if !(2..=PATH_MAX as u64).contains(&length) {
-                return None;
+                return Ok(None);
             }
-            let path = segment.data(endian, data).ok()?;
-            return Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec());
+            let path = data.read_bytes_at(segment.p_offset(endian).into(), length).map_err(|()| Malformed)?;
+            return Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()));
         }
     }
-    None
+    Ok(None)
 }
+
+/// How large a file may be whose content is digested: a decision waits for it, and others for the decision.
+const DIGESTED: u64 = 1 << 29;
 
 /// SHA-256 of an open file's content, as it is now.
 ///
 /// # Errors
-/// It cannot be read.
+/// It cannot be read, or not in good time: it is too large, or a process of the workload would have to supply it.
 pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     use sha2::{Digest, Sha256};
-    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?);
+    if fstat(file)?.st_size as u64 > DIGESTED {
+        return Err(io::Error::other(format!("it is larger than {} MiB", DIGESTED >> 20)));
+    }
+    if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file).canonical {
+        return Err(io::Error::other("it is on a FUSE file system that was mounted later"));
+    }
+    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?).take(DIGESTED + 1); // it may be growing
     let mut hash = Sha256::new();
     let mut part = vec![0; 128 * 1024];
     loop {

@@ -163,10 +163,10 @@ impl View {
         if !path.starts_with(b"/") {
             return None;
         }
-        let root = self.caller_directory(caller, "root").ok()?;
+        let root = caller.root().ok()?;
         let flags = if follow_last { HANDLE } else { HANDLE | OFlag::O_NOFOLLOW };
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let found = openat2(&root, Path::new(OsStr::from_bytes(path)), how).ok()?;
+        let found = openat2(root, Path::new(OsStr::from_bytes(path)), how).ok()?;
         // Only a magic link leads out of a procfs, save the way back by which one came.
         (fstatfs(&found).ok()?.filesystem_type() != PROC_SUPER_MAGIC).then_some(found)
     }
@@ -192,11 +192,11 @@ impl View {
             return Err(Errno::ENOENT);
         }
         let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|_| Errno::EMFILE);
-        let root = self.caller_directory(caller, "root")?;
-        let root_stat = fstat(&root)?;
+        let root = caller.root()?;
+        let root_stat = fstat(root)?;
         let mut todo: Vec<Vec<u8>> = Vec::new();
         push_components(&mut todo, path);
-        let mut current = clone(if path.starts_with(b"/") { root.as_fd() } else { base })?;
+        let mut current = clone(if path.starts_with(b"/") { root } else { base })?;
         let mut stat = fstat(&current)?;
         let mut links = 0;
         while let Some(component) = todo.pop() {
@@ -235,7 +235,7 @@ impl View {
                 _ => readlinkat(&next, "")?.into_vec(),
             };
             if target.starts_with(b"/") {
-                current = clone(root.as_fd())?;
+                current = clone(root)?;
                 stat = root_stat;
             }
             push_components(&mut todo, &target);

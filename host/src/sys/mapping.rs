@@ -1,30 +1,65 @@
-//! What is mapped where, as proc_pid_maps(5) tells it.
+//! Which files are mapped, as proc_pid_maps(5) tells it.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The line about the mapping that begins at `address`.
-///
-/// # Errors
-/// There is none, or it cannot be read.
-pub fn line_at(maps: File, address: u64) -> io::Result<String> {
-    for line in BufReader::new(maps).split(b'\n') {
-        let line = line?;
-        let start = line.split(|byte| *byte == b'-').next().and_then(|start| std::str::from_utf8(start).ok());
-        if start.and_then(|start| u64::from_str_radix(start, 16).ok()) == Some(address) {
-            return Ok(String::from_utf8_lossy(&line).into_owned());
-        }
-    }
-    Err(io::Error::other(format!("nothing is mapped at {address:#x}")))
+use nix::errno::Errno;
+use nix::sys::stat::makedev;
+
+/// A file that is mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    /// Where the mapping begins.
+    pub start: u64,
+    /// Device number, as `maps` has it.
+    pub device: u64,
+    /// Inode number, likewise.
+    pub inode: u64,
+    /// What the kernel calls it.
+    pub path: String,
 }
 
-/// The line about a mapping of this file, which is mapped for the purpose, in our own `maps`.
+impl Mapped {
+    fn parse(line: &str) -> Option<Self> {
+        // Address range, permissions, offset, device, inode, path.
+        let mut fields = line.split_ascii_whitespace();
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        let start = number(fields.next()?.split_once('-')?.0)?;
+        let (major, minor) = fields.nth(2)?.split_once(':')?;
+        let device = makedev(number(major)?, number(minor)?);
+        let inode = fields.next()?.parse().ok().filter(|inode| *inode != 0)?;
+        Some(Self { start, device, inode, path: line.find('/').map_or("", |at| &line[at..]).to_owned() })
+    }
+}
+
+/// The mapped files of which this is `/proc/PID/maps`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn files(maps: File) -> io::Result<Vec<Mapped>> {
+    let mut text = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        if length == text.len() {
+            text.resize(2 * length, 0);
+        }
+        match nix::unistd::read(&maps, &mut text[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(String::from_utf8_lossy(&text[..length]).lines().filter_map(Mapped::parse).collect())
+}
+
+/// How a mapping of this file is shown. It is mapped for the purpose, and found in our own `maps`.
 ///
 /// # Errors
 /// It cannot be mapped.
-pub fn line_of(file: BorrowedFd<'_>, own_maps: File) -> io::Result<String> {
+pub fn of(file: BorrowedFd<'_>, own_maps: File) -> io::Result<Mapped> {
     const LENGTH: usize = 4096;
     // SAFETY: a new mapping, where the kernel likes; nothing refers to it but the call below that takes it away.
     let address = unsafe {
@@ -33,8 +68,8 @@ pub fn line_of(file: BorrowedFd<'_>, own_maps: File) -> io::Result<String> {
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let line = line_at(own_maps, address as u64);
+    let found = files(own_maps).map(|files| files.into_iter().find(|mapped| mapped.start == address as u64));
     // SAFETY: the mapping made above, of which there is no pointer left.
     unsafe { libc::munmap(address, LENGTH) };
-    line
+    found?.ok_or_else(|| io::Error::other("a file that was mapped is not in /proc/self/maps"))
 }

@@ -3,6 +3,7 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
+pub mod injection;
 pub mod mapping;
 pub mod notify;
 pub mod pidfd;
