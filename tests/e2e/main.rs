@@ -7,4 +7,5 @@ mod audit;
 mod cli;
 mod container;
 mod launch;
+mod supervisor;
 mod terminal;

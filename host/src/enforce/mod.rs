@@ -4,4 +4,5 @@
 
 pub mod exec;
 pub mod network;
+pub mod signals;
 pub mod waiting;
