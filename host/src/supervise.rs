@@ -20,7 +20,7 @@ use crate::audit::{Audit, Outcome, Record, Refusal};
 use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
-use crate::enforce::waiting;
+use crate::enforce::{signals, waiting};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
 use crate::intercept::caller::{self, Caller};
@@ -224,7 +224,9 @@ impl Office {
             let why = "a system call that the filter was not made for";
             return Some(self.refuse(caller.subject(&self.view), notification, "unknown-call", why, Errno::ENOSYS));
         };
-        if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
+        if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
+            || matches!(call, Call::Bypass("fcntl"))
+        {
             return self.guard(&caller, call, notification);
         }
         let intercepted = intercept::intercept(&self.view, &caller, self.wanted, call, notification);
@@ -526,40 +528,59 @@ impl Office {
 
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
+        // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
+        if caller.status.inner_pid != caller.status.pid {
+            return match call {
+                Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
+                _ => Some(Answer::Continue),
+            };
+        }
         let refused =
             |why: &str| Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why));
-        let first = notification.args[0] as i32;
+        let (first, second) = (notification.args[0] as i32, notification.args[1] as i32);
         let target = match call {
-            Call::Task("kill") if first == -1 => return refused("a signal to every process"),
+            Call::Task("kill") if first == -1 => {
+                let ours = |pid| self.is_ours(pid);
+                return Some(signals::to_everybody(&self.view, caller, second, ours));
+            }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
-            Call::Task("ptrace") => notification.args[1] as i32,
+            Call::Task("ptrace") => second,
             Call::Task(_) => first,
-            Call::PidfdSendSignal => match self.pid_of(caller, first) {
-                Some(pid) => pid,
-                None => return refused("a signal to a process that cannot be told"),
+            // A group or a user: nobody but us must be among them.
+            Call::TaskOrMany(name) => match (first - i32::from(name == "ioprio_set"), second) {
+                (0, task) => task,
+                (1, group) if group == self.group() => return refused("it is meant for the supervisor's group"),
+                (1, _) => return Some(Answer::Continue),
+                _ => return refused("it is meant for all processes of a user, and so for the supervisor"),
             },
+            Call::PidfdSendSignal => return self.signal_by_descriptor(caller, notification),
             _ => return refused("a signal that cannot be blocked, on behalf of a file"),
         };
         if self.is_ours(target as u32) {
             return refused("it is meant for the supervisor");
         }
+        // What is not there now may have our number in a moment, if it is one of our threads.
         let name = target.to_string();
-        if openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err() {
+        if target > 0
+            && openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err()
+        {
             return Some(Answer::Errno(libc::ESRCH));
         }
         Some(Answer::Continue)
     }
 
-    fn pid_of(&self, caller: &Caller, fd: i32) -> Option<i32> {
-        let info = openat(
-            caller.directory(),
-            format!("fdinfo/{fd}").as_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            FileMode::empty(),
-        )
-        .ok()?;
-        let text = std::io::read_to_string(std::fs::File::from(info)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+    /// pidfd_send_signal(2). Another thread may put another descriptor in the place of this one at any time, so the signal
+    /// is sent here, to the process that was found.
+    fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
+        let ours = |pid| self.is_ours(pid);
+        match signals::by_descriptor(&self.view, caller, notification.args, ours) {
+            Ok(answer) => Some(answer),
+            Err(why) => Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why)),
+        }
+    }
+
+    fn group(&self) -> i32 {
+        nix::unistd::getpgrp().as_raw()
     }
 
     fn is_ours(&self, target: u32) -> bool {

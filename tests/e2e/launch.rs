@@ -88,7 +88,7 @@ int main(int argc, char **argv) {
     fprintf(out, "cwd: %s\n", getcwd(cwd, sizeof cwd));
     FILE *status = fopen("/proc/self/status", "r");
     while (fgets(line, sizeof line, status))
-        if (!strncmp(line, "Sig", 3) || !strncmp(line, "Shd", 3) || !strncmp(line, "Umask", 5) || !strncmp(line, "Groups", 6))
+        if ((!strncmp(line, "Sig", 3) && line[3] != 'Q') || !strncmp(line, "Shd", 3) || !strncmp(line, "Umask", 5) || !strncmp(line, "Groups", 6))
             fputs(line, out);
     for (int i = 0; i < RLIM_NLIMITS; i++) {
         struct rlimit limit;

@@ -12,5 +12,6 @@ mod exec_races;
 mod launch;
 mod plugins;
 mod policies;
+mod supervisor;
 mod terminal;
 mod users;

@@ -128,10 +128,11 @@ struct Outside {
 /// What the supervisor tells the guardian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
-    /// The command was stopped by this signal, and so should be the guardian.
-    Stopped(i32),
-    /// The guardian has gone on, and the command is stopped by this signal: still, or again.
-    StillStopped(i32),
+    /// The command was stopped by this signal, and so should be the guardian, unless it has gone on in the meantime: it had
+    /// for the time with this number, as far as we know.
+    Stopped(i32, u32),
+    /// The guardian has gone on, for the time with this number, and the command is stopped by this signal: still, or again.
+    StillStopped(i32, u32),
     /// The command has ended with this status; something that it has left behind goes on.
     Ended(u8),
     /// The command has ended with this status, and nothing is left.
@@ -143,32 +144,34 @@ enum News {
 enum Order {
     /// The guardian has got this signal.
     Signal(Sent),
-    /// The guardian was stopped, and goes on again.
-    Resumed,
-    /// The command is to go on as well.
-    Continue,
+    /// The guardian was stopped, and goes on again, for the time with this number.
+    Resumed(u32),
+    /// The command is to go on as well, unless the guardian was stopped again since that time.
+    Continue(u32),
 }
 
 impl News {
-    const LENGTH: usize = 5;
+    const LENGTH: usize = 9;
 
     fn encode(self) -> [u8; Self::LENGTH] {
-        let (letter, number) = match self {
-            Self::Stopped(signal) => (b'S', signal),
-            Self::StillStopped(signal) => (b's', signal),
-            Self::Ended(status) => (b'E', i32::from(status)),
-            Self::Over(status) => (b'O', i32::from(status)),
+        let (letter, number, time) = match self {
+            Self::Stopped(signal, time) => (b'S', signal, time),
+            Self::StillStopped(signal, time) => (b's', signal, time),
+            Self::Ended(status) => (b'E', i32::from(status), 0),
+            Self::Over(status) => (b'O', i32::from(status), 0),
         };
         let mut bytes = [letter; Self::LENGTH];
-        bytes[1..].copy_from_slice(&number.to_ne_bytes());
+        bytes[1..5].copy_from_slice(&number.to_ne_bytes());
+        bytes[5..].copy_from_slice(&time.to_ne_bytes());
         bytes
     }
 
     fn decode(bytes: [u8; Self::LENGTH]) -> Self {
         let number = i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        let time = u32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
         match bytes[0] {
-            b'S' => Self::Stopped(number),
-            b's' => Self::StillStopped(number),
+            b'S' => Self::Stopped(number, time),
+            b's' => Self::StillStopped(number, time),
             b'E' => Self::Ended(number as u8),
             _ => Self::Over(number as u8),
         }
@@ -180,11 +183,11 @@ impl Order {
 
     fn encode(self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
+        // No signal has such a number.
         let sent = match self {
             Self::Signal(sent) => sent,
-            // No signal has such a number.
-            Self::Resumed => return bytes,
-            Self::Continue => return [0xff; Self::LENGTH],
+            Self::Resumed(time) => Sent { number: 0, pid: time, ..Sent::default() },
+            Self::Continue(time) => Sent { number: -1, pid: time, ..Sent::default() },
         };
         bytes[..4].copy_from_slice(&sent.number.to_ne_bytes());
         bytes[4..8].copy_from_slice(&sent.code.to_ne_bytes());
@@ -197,8 +200,8 @@ impl Order {
     fn decode(bytes: [u8; Self::LENGTH]) -> Self {
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         match word(0) {
-            0 => return Self::Resumed,
-            u32::MAX => return Self::Continue,
+            0 => return Self::Resumed(word(8)),
+            u32::MAX => return Self::Continue(word(8)),
             _ => {}
         }
         let mut value = [0; 8];
@@ -337,6 +340,7 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut status = None;
     let mut told_stop = false;
+    let mut resumed = 0;
     loop {
         let (ended, none_left) = reap(command);
         if let Some(code) = ended {
@@ -367,7 +371,7 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
         match (stop, outside) {
             (Stop::By(signal), Some(outside)) if !told_stop => {
                 told_stop = true;
-                outside.tell(News::Stopped(signal));
+                outside.tell(News::Stopped(signal, resumed));
             }
             (Stop::None, _) => told_stop = false,
             _ => {}
@@ -388,16 +392,18 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
             match outside.order() {
                 Ok(None) => break,
                 Ok(Some(Order::Signal(signal))) => process::send_on(command, &signal),
-                Ok(Some(Order::Resumed)) => match stop_of(command) {
-                    Stop::By(signal) => {
-                        told_stop = true;
-                        outside.tell(News::StillStopped(signal));
+                Ok(Some(Order::Resumed(time))) => {
+                    resumed = time;
+                    let stop = stop_of(command);
+                    told_stop = stop != Stop::None;
+                    if let Stop::By(signal) = stop {
+                        outside.tell(News::StillStopped(signal, time));
                     }
-                    _ => told_stop = false,
-                },
-                Ok(Some(Order::Continue)) => {
+                }
+                Ok(Some(Order::Continue(time))) if time == resumed => {
                     let _ = kill(command, Signal::SIGCONT);
                 }
+                Ok(Some(Order::Continue(_))) => {}
                 Err(_) => {
                     // Whoever started us believes that it is over.
                     end_all();
@@ -469,23 +475,27 @@ struct Guardian<'a> {
     bereft: bool,
     /// The terminal has told the group to stop, and so the command as well, since we went on the last time.
     stop_key: bool,
+    /// How often we have gone on: what was said about an earlier time is out of date.
+    resumed: u32,
 }
 
 fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let leads_session = getsid(None) == Ok(getpid());
-    let mut guardian = Guardian { socket, supervisor, signals, leads_session, bereft: false, stop_key: false };
+    let mut guardian =
+        Guardian { socket, supervisor, signals, leads_session, bereft: false, stop_key: false, resumed: 0 };
     loop {
         wait_readable(&[guardian.signals.as_fd(), socket.as_fd()], None);
         guardian.pass_signals_on(true);
         loop {
             match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
                 Ok(None) if !guardian.bereft => break,
-                Ok(Some(News::Stopped(signal))) => guardian.stop(signal),
-                Ok(Some(News::StillStopped(signal))) => {
+                Ok(Some(News::Stopped(signal, time))) if time == guardian.resumed => guardian.stop(signal),
+                Ok(Some(News::StillStopped(signal, time))) if time == guardian.resumed => {
                     guardian.pass_signals_on(true);
-                    if guardian.stop_key { guardian.stop(signal) } else { guardian.order(Order::Continue) }
+                    if guardian.stop_key { guardian.stop(signal) } else { guardian.order(Order::Continue(time)) }
                 }
+                Ok(Some(News::Stopped(..) | News::StillStopped(..))) => {}
                 Ok(Some(News::Ended(status))) => return Ok(status),
                 Ok(Some(News::Over(status))) => {
                     let _ = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
@@ -495,9 +505,13 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                     // It is gone, and did not say that all is well. (Until it runs, the command has the socket as well.)
                     let failed = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
                     end_all();
-                    if !matches!(failed, Ok(WaitStatus::Exited(_, 125))) {
-                        eprintln!("callgate: the supervisor has died; the command and what it started were ended");
-                    }
+                    let how = match failed {
+                        Ok(WaitStatus::Exited(_, 125)) => return Ok(125), // it has said why
+                        Ok(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
+                        Ok(WaitStatus::Exited(_, status)) => format!("has ended with status {status}"),
+                        _ => "is gone".to_owned(),
+                    };
+                    eprintln!("callgate: the supervisor {how}; the command and what it started were ended");
                     return Ok(125);
                 }
             }
@@ -536,7 +550,8 @@ impl Guardian<'_> {
             process::stop_by(signal);
         }
         self.pass_signals_on(false);
-        self.order(Order::Resumed);
+        self.resumed = self.resumed.wrapping_add(1);
+        self.order(Order::Resumed(self.resumed));
     }
 }
 

@@ -419,7 +419,7 @@ pub fn leave_terminal(fd: RawFd) {
 }
 
 /// A signal that one process sends to another, as signalfd(2) shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sent {
     /// Its number.
     pub number: i32,
