@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for watched in [
         "plugins/allowlist",
         "plugins/component.rs",
-        "json/src",
+        "sdk/json/src",
         "sdk/src",
         "sdk/wit",
         "host/src/plugin/engine_config.rs",

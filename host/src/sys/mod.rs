@@ -5,6 +5,9 @@
 pub mod credentials;
 pub mod injection;
 pub mod mapping;
+pub mod diag;
+pub mod interruption;
+pub mod memory;
 pub mod notify;
 pub mod pidfd;
 pub mod precompiled;

@@ -78,7 +78,8 @@ struct InboundRule {
     /// The protocol; absent: TCP and UDP.
     #[serde(default, deserialize_with = "present")]
     protocol: Option<Protocol>,
-    /// Addresses or networks of peers that may connect; absent: any.
+    /// Addresses or networks of peers that may connect; absent: any. Datagrams come from anybody, so a rule with peers is
+    /// none for UDP.
     #[serde(default, deserialize_with = "present")]
     #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     from: Option<OneOrMany<String>>,
@@ -105,6 +106,19 @@ enum Protocol {
     Sctp,
     /// ICMP and ICMPv6 datagram sockets, as ping(8) uses them.
     Icmp,
+}
+
+impl Protocol {
+    /// As the policy calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Udplite => "udplite",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+        }
+    }
 }
 
 /// The section, compiled.
@@ -137,6 +151,7 @@ const AF_INET6: u16 = 10;
 const AF_NETLINK: u16 = 16;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
 const NETLINK_ROUTE: u32 = 0;
 /// socket(2), address_families(7).
 const FAMILIES: &[(&str, u16)] = &[
@@ -168,6 +183,11 @@ impl Network {
         let outbound = outbound.collect::<Result<_, ConfigError>>()?;
         let inbound = config.inbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/inbound/{n}");
+            if let (Some(Protocol::Udp | Protocol::Udplite | Protocol::Icmp), Some(_)) = (rule.protocol, &rule.from) {
+                let mut error = ConfigError::at(format!("{at}/from"), "datagrams are received from anybody");
+                error.hint = Some("only who may connect can be restricted".to_owned());
+                return Err(error);
+            }
             let matches = matches(&at, "on", rule.on, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: rule.from.map(|from| nets(from, &format!("{at}/from"))).transpose()? })
         });
@@ -196,10 +216,11 @@ impl Network {
         if matches!(to.address, Address::Unspecified) {
             return Verdict::allow("network.dissolve");
         }
-        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &meant(&to.address))) {
+        let address = meant(&to.address);
+        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &address)) {
             return Verdict::allow("network.outbound");
         }
-        denied("outbound", what, "to", &to.socket, &to.address)
+        denied("outbound", what, "to", &to.socket, &address)
     }
 
     /// bind. Port 0 is what clients bind; what is listened on is looked at in [`Self::listen`].
@@ -217,7 +238,12 @@ impl Network {
 
     /// listen, also on a port that the kernel has chosen or will choose.
     pub fn listen(&self, on: &Endpoint) -> Verdict {
-        if self.without_rule(&on.socket) || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address)) {
+        // Without a name nobody can connect, and the kernel refuses it.
+        let unreachable = matches!(on.address, Address::UnixUnnamed);
+        if unreachable
+            || self.without_rule(&on.socket)
+            || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address))
+        {
             return Verdict::allow("network.inbound");
         }
         denied("inbound", "listen", "on", &on.socket, &on.address)
@@ -233,8 +259,17 @@ impl Network {
         if !matches!(accepted.socket.family, AF_INET | AF_INET6) || self.inbound.iter().filter(here).any(admits) {
             return Verdict::allow("network.peer");
         }
-        Verdict::deny("network.peer", format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)))
-            .hint("add its address to \"from\" of a rule in network.inbound")
+        let verdict = Verdict::deny(
+            "network.peer",
+            format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)),
+        );
+        match (rule_for("on", &accepted.socket, &accepted.local), ip(&accepted.peer)) {
+            (Some(rule), Some(peer)) => {
+                let rule = rule.trim_end_matches('}');
+                verdict.hint(format!("add {rule}, \"from\": \"{peer}\"}} to network.inbound"))
+            }
+            _ => verdict,
+        }
     }
 
     /// socket.
@@ -253,23 +288,24 @@ impl Network {
         if is_ip && needs.is_some() && self.outbound.iter().chain(&self.inbound).any(named) {
             return Verdict::allow("network.protocol");
         }
-        let (what, hint) = if is_ip {
-            let what = format!("a socket of type {} and protocol {}", socket.kind, socket.protocol);
-            (what, "add \"raw\" to network.families, or a rule that names the protocol".to_owned())
+        let what = if is_ip {
+            format!("a socket of type {} and protocol {}", socket.kind, socket.protocol)
         } else {
-            let name = FAMILIES.iter().find(|(_, number)| *number == socket.family).map(|(name, _)| *name);
-            let hint = name.map_or("this family cannot be allowed by name".to_owned(), |name| {
-                format!("add {name:?} to network.families")
-            });
-            (format!("a socket of family {}", name.map_or(socket.family.to_string(), str::to_owned)), hint)
+            format!("a socket of {}", family_name(socket.family))
         };
-        Verdict::deny("network.family", format!("{what} is not allowed by the network rules")).hint(hint)
+        let verdict = Verdict::deny("network.family", format!("{what} is not allowed by the network rules"));
+        match needs {
+            Some(protocol) if is_ip => {
+                verdict.hint(format!("add {{\"protocol\": \"{}\"}} to network.outbound", protocol.name()))
+            }
+            _ => with_family_hint(verdict, socket),
+        }
     }
 
     /// Sockets that the policy allows as a whole.
     fn without_rule(&self, socket: &Socket) -> bool {
         let route = socket.family == AF_NETLINK && socket.protocol == NETLINK_ROUTE && self.netlink_route;
-        let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == 3;
+        let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == SOCK_RAW;
         route || raw || self.families.contains(&socket.family)
     }
 }
@@ -283,7 +319,8 @@ impl Rule {
                 let (Some(ip), Some(port)) = (ip(address), port(address)) else { return false };
                 protocol_of(socket).is_some_and(|used| match protocol {
                     Some(wanted) => used == *wanted,
-                    None => matches!(used, Protocol::Tcp | Protocol::Udp),
+                    // Nobody asks before a datagram is received.
+                    None => used == Protocol::Tcp || used == Protocol::Udp && self.from.is_none(),
                 }) && nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&ip)))
                     && ports.as_ref().is_none_or(|ports| ports.iter().any(|span| span.contains(port)))
             }
@@ -399,29 +436,63 @@ fn show(address: &Address) -> String {
         (_, Some(IpAddr::V6(ip)), Some(port)) => format!("[{ip}]:{port}"),
         (Address::Unix(path), ..) => path.clone(),
         (Address::UnixAbstract(name), ..) => format!("@{name}"),
+        (Address::UnixUnnamed, ..) => "an unnamed AF_UNIX address".to_owned(),
+        (Address::Unspecified, ..) => "no address".to_owned(),
+        (Address::Other(other), ..) => format!("an address of {}", family_name(other.number)),
         (other, ..) => format!("{other:?}"),
     }
 }
 
-fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
-    let rule = match address {
-        Address::Unix(path) => format!("{{\"unix\": {path:?}}}"),
-        Address::UnixAbstract(name) => format!("{{\"unix_abstract\": {name:?}}}"),
+/// The rule that would allow this address, if one can.
+fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
+    let text = |text: &str| serde_json::Value::from(escaped(text)).to_string();
+    match address {
+        // Where it is for us cannot be told.
+        Address::Unix(path) if !path.starts_with('/') => None,
+        Address::Unix(path) => Some(format!("{{\"unix\": {}}}", text(path))),
+        Address::UnixAbstract(name) => Some(format!("{{\"unix_abstract\": {}}}", text(name))),
         address => {
-            let protocol = protocol_of(socket).map(|protocol| format!("{protocol:?}").to_lowercase());
-            match (ip(address), port(address), protocol) {
-                (Some(ip), Some(port), Some(protocol)) => {
-                    format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}")
-                }
-                _ => {
-                    return Verdict::deny("network.family", format!("{what} with {} is not allowed", show(address)))
-                        .hint("name the family in network.families");
-                }
-            }
+            let (ip, port, protocol) = (ip(address)?, port(address)?, protocol_of(socket)?.name());
+            Some(format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}"))
         }
+    }
+}
+
+/// A glob that matches this text and no other.
+fn escaped(text: &str) -> String {
+    let special = |c: char| "*?[]{}!\\".contains(c);
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
+    let known = matches!(address, Address::Unix(_) | Address::UnixAbstract(_)) || protocol_of(socket).is_some();
+    if !known || matches!(address, Address::Other(_)) {
+        let reason = format!("{what} with {} is not allowed by the network rules", show(address));
+        return with_family_hint(Verdict::deny("network.family", reason), socket);
+    }
+    let reason = format!("no rule in network.{section} allows {what} {}", show(address));
+    let verdict = Verdict::deny(format!("network.{section}"), reason);
+    match rule_for(key, socket, address) {
+        Some(rule) => verdict.hint(format!("add {rule} to network.{section}")),
+        None => verdict,
+    }
+}
+
+fn with_family_hint(verdict: Verdict, socket: &Socket) -> Verdict {
+    let name = match (socket.family, socket.kind, socket.protocol) {
+        (AF_NETLINK, _, NETLINK_ROUTE) => return verdict.hint("remove \"netlink_route\": false from network"),
+        (AF_INET | AF_INET6, SOCK_RAW, _) => Some("raw"),
+        (family, ..) => FAMILIES.iter().find(|(_, number)| *number == family).map(|(name, _)| *name),
     };
-    Verdict::deny(format!("network.{section}"), format!("no rule in network.{section} allows {what} {}", show(address)))
-        .hint(format!("add {rule} to network.{section}"))
+    match name {
+        Some(name) => verdict.hint(format!("add {name:?} to network.families")),
+        None => verdict,
+    }
+}
+
+fn family_name(number: u16) -> String {
+    let name = FAMILIES.iter().find(|(_, known)| *known == number).map(|(name, _)| format!("the family {name}"));
+    name.unwrap_or_else(|| format!("the address family {number}"))
 }
 
 /// What JSON Schema needs beyond the types.
