@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// One thing that a process of the workload asked the kernel for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Position in the order in which events were decided, from 1. Assigned by `decide`.
     #[serde(default)]
@@ -36,6 +37,7 @@ impl Event {
 
 /// The process behind an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Subject {
     /// Process id (thread group), in the supervisor's pid namespace.
     pub pid: u32,
@@ -53,6 +55,7 @@ pub struct Subject {
 
 /// The kinds of event that a plugin can subscribe to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     /// A program is about to be run from a file that has a path.
@@ -136,6 +139,11 @@ impl EventKinds {
         Self(self.0 | other.0)
     }
 
+    /// Whether some kind is in both sets.
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -155,6 +163,7 @@ impl FromIterator<EventKind> for EventKinds {
 
 /// What the caller asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Action {
     /// execve(2), execveat(2) of a file with a path.
@@ -196,6 +205,7 @@ impl Action {
 
 /// A program to be run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exec {
     /// The path as the caller wrote it; empty with `AT_EMPTY_PATH`.
     pub requested: String,
@@ -223,6 +233,7 @@ pub struct Exec {
 
 /// A file that is to be run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct File {
     /// The absolute path without symbolic links, as seen from the root that the supervisor started with. For a file
     /// without a path, what the kernel calls it (`/memfd:name (deleted)`).
@@ -248,6 +259,7 @@ pub struct File {
 
 /// A socket and an address that it is to be used with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Endpoint {
     /// The socket.
     pub socket: Socket,
@@ -257,6 +269,7 @@ pub struct Endpoint {
 
 /// A connection that a peer has made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Accept {
     /// The listening socket.
     pub socket: Socket,
@@ -268,6 +281,7 @@ pub struct Accept {
 
 /// What kind of socket it is, in the kernel's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Socket {
     /// `AF_…` (socket(2)).
     pub family: u16,
@@ -280,6 +294,7 @@ pub struct Socket {
 
 /// A socket address. An IPv4 address mapped into IPv6 is given as IPv4.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "family", rename_all = "kebab-case")]
 pub enum Address {
     /// `AF_INET`, and v4-mapped `AF_INET6`.
@@ -365,8 +380,9 @@ impl fmt::Display for Address {
     }
 }
 
-/// A change of user or groups. An id that is not to change is absent.
+/// A change of user or groups. Ids are those of the supervisor's user namespace; one that is not to change is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Credentials {
     /// The system call's name: `setuid`, `setresgid`, `setgroups`, …
     pub call: String,

@@ -4,11 +4,14 @@
 //! ([`decide`]), the verdict an outcome (`enforce`), and all of it a record ([`audit`]). Start reading at `launch`.
 
 pub mod audit;
+pub mod check;
 pub mod decide;
 pub mod enforce;
 pub mod event;
+pub mod guarantees;
 pub mod intercept;
 pub mod launch;
+pub mod log;
 pub mod plugin;
 pub mod policy;
 pub mod supervise;

@@ -4,7 +4,7 @@
 //! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,14 +15,17 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::mount::MsFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode as FileMode;
+use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record};
+use crate::audit::{Audit, Outcome, Record, Refusal};
 use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
+use crate::enforce::signals;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::intercept::caller::{self, Caller, Status};
+use crate::guarantees;
+use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
@@ -31,8 +34,8 @@ use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Mode, Policy};
-use crate::sys::credentials::{self, Identity, Own};
+use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
+use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp};
 
@@ -42,6 +45,7 @@ pub struct Supervisor {
     chain: Option<Chain>,
     mode: Mode,
     audit: AuditSettings,
+    required: Vec<Guarantee>,
     withheld: u64,
     running: Option<(Arc<Office>, Clock)>,
 }
@@ -50,7 +54,8 @@ impl Supervisor {
     /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
     pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        Self { engine, chain: Some(chain), mode, audit: policy.audit.clone(), withheld, running: None }
+        let (audit, required) = (policy.audit.clone(), policy.require.clone());
+        Self { engine, chain: Some(chain), mode, audit, required, withheld, running: None }
     }
 }
 
@@ -63,6 +68,8 @@ struct Office {
     mode: Mode,
     audit: Audit,
     own: Own,
+    /// Whether an exec can be held and looked at.
+    verifies: bool,
     room: Room,
     sockets: Sockets,
     guardian: Option<u32>,
@@ -78,23 +85,24 @@ const IDLE: usize = 3;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
-    fn begin(&mut self, listener: Listener, _killable: bool, guardian: Option<u32>) -> Result<()> {
+    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()> {
         let chain = self.chain.take().context("begun twice")?;
         let view = Arc::new(own_view()?);
+        let (wanted, mode) = (chain.subscriptions(), self.mode);
+        let findings = guarantees::find(&view, &listener, command)?;
+        findings.check(&self.required, wanted, mode)?;
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
-        let own = Status::read(openat(view.proc(), "self", OFlag::O_PATH, FileMode::empty())?.as_fd_())?.identity;
+        let own = view.own().clone();
         let office = Arc::new(Office {
             listener,
             view,
-            wanted: chain.subscriptions(),
+            wanted,
             chain: Mutex::new(chain),
-            mode: self.mode,
-            audit: Audit::start(&self.audit, self.mode)?,
-            own: Own {
-                identity: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
-                withheld: self.withheld,
-            },
+            mode,
+            audit: Audit::start(&self.audit, mode)?,
+            own: Own { identity: own, withheld: self.withheld },
+            verifies: findings.has(Guarantee::RaceFreeExec),
             room: Room::new()?,
             sockets: Sockets::default(),
             guardian,
@@ -131,16 +139,6 @@ impl Supervision for Supervisor {
     }
 }
 
-use std::os::fd::{AsFd, BorrowedFd};
-trait AsFdOnce {
-    fn as_fd_(&self) -> BorrowedFd<'_>;
-}
-impl AsFdOnce for OwnedFd {
-    fn as_fd_(&self) -> BorrowedFd<'_> {
-        self.as_fd()
-    }
-}
-
 /// Each call that waits holds some descriptors. The workload's own limit was set when it was started.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -170,13 +168,15 @@ fn own_view() -> Result<View> {
 /// Starts one more thread that receives notifications.
 fn receive(office: &Arc<Office>) -> Result<()> {
     let ours = Arc::clone(office);
-    office.idle.fetch_add(1, SeqCst);
     office.threads.fetch_add(1, SeqCst);
+    office.idle.fetch_add(1, SeqCst);
     std::thread::Builder::new()
         .name("callgate-call".into())
         .stack_size(STACK)
         .spawn(move || {
-            let at_home = process::own_directory().and_then(|()| nix::unistd::fchdir(ours.view.proc()));
+            process::own_directory();
+            // See `intercept::network::destination`: paths to sockets begin here.
+            let at_home = nix::unistd::fchdir(ours.view.proc());
             if at_home.and_then(|()| interruption::allow()).is_err() {
                 std::process::abort();
             }
@@ -245,7 +245,9 @@ impl Office {
             let why = "a system call that the filter was not made for";
             return Some(self.refuse(caller.subject(&self.view), notification, "unknown-call", why, Errno::ENOSYS));
         };
-        if matches!(call, Call::Task(_) | Call::PidfdSendSignal) || matches!(call, Call::Bypass("fcntl")) {
+        if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
+            || matches!(call, Call::Bypass("fcntl"))
+        {
             return self.guard(&caller, call, notification);
         }
         let intercepted =
@@ -278,27 +280,33 @@ impl Office {
 
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let credentials =
-            crate::event::Credentials { call: format!("system call {}", call.number), ..Default::default() };
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action: Action::Credentials(credentials) };
-        event.sequence = 0;
-        let denial =
-            Denial { rule: rule.to_owned(), reason: why.to_owned(), hint: None, errno: Some(errno as i32 as u16) };
-        let decision = Decision {
-            denial: Some(denial),
-            plugin: "callgate".to_owned(),
-            allowed_by: None,
-            failures: vec![],
-            candidates: vec![],
-            took: Duration::ZERO,
-        };
         let dry = self.mode == Mode::DryRun;
-        self.record(
-            &event,
-            &decision,
-            if dry { Outcome::WouldDeny(errno as i32) } else { Outcome::Denied(errno as i32) },
-        );
+        self.record_refusal(subject, call, rule, why, errno, if dry { Outcome::WouldDeny } else { Outcome::Denied });
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
+    }
+
+    fn record_refusal(
+        &self,
+        subject: Subject,
+        call: &Notification,
+        rule: &str,
+        reason: &str,
+        errno: Errno,
+        outcome: fn(i32) -> Outcome,
+    ) {
+        let native = call.arch == seccomp::NATIVE_ARCH;
+        self.audit.refusal(&Refusal {
+            mode: self.mode,
+            time_ms: now_ms(),
+            ancestors: caller::ancestors(&self.view, &subject),
+            subject,
+            call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
+            number: call.number,
+            architecture: call.arch,
+            rule,
+            reason,
+            outcome: outcome(errno as i32),
+        });
     }
 
     fn record(&self, event: &Event, decision: &Decision, outcome: Outcome) {
@@ -383,22 +391,31 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if !self.verifies {
+            return Some(Answer::Continue);
+        }
         let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let result = verified::exec(&self.listener, &self.view, id, caller, program, &digests);
         self.verified(event, decision, result)
     }
 
     fn verified(&self, event: &Event, decision: &Decision, result: std::io::Result<Verified>) -> Option<Answer> {
+        let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
             Ok(Verified::Killed(why)) => ("not-what-was-decided", why, Outcome::Killed),
             Ok(Verified::Traced) => {
-                let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
+                let why = "the caller is traced by another process, so that what it runs cannot be verified".to_owned();
+                hint = Some("attach the tracer to the program when it runs already".to_owned());
                 ("traced", why, Outcome::Denied(libc::EPERM))
+            }
+            Ok(Verified::Unreadable) => {
+                let why = "the supervisor may not read the program, so it cannot tell what that runs".to_owned();
+                ("unreadable", why, Outcome::Denied(libc::EACCES))
             }
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };
-        let denial = Denial { rule: rule.to_owned(), reason: why, hint: None, errno: None };
+        let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
         let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..decision.clone() };
         self.record(event, &decision, outcome);
         match outcome {
@@ -550,40 +567,59 @@ impl Office {
 
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
+        // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
+        if caller.status.inner_pid != caller.status.pid {
+            return match call {
+                Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
+                _ => Some(Answer::Continue),
+            };
+        }
         let refused =
             |why: &str| Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why));
-        let first = notification.args[0] as i32;
+        let (first, second) = (notification.args[0] as i32, notification.args[1] as i32);
         let target = match call {
-            Call::Task("kill") if first == -1 => return refused("a signal to every process"),
+            Call::Task("kill") if first == -1 => {
+                let ours = |pid| self.is_ours(pid);
+                return Some(signals::to_everybody(&self.view, caller, second, ours));
+            }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
-            Call::Task("ptrace") => notification.args[1] as i32,
+            Call::Task("ptrace") => second,
             Call::Task(_) => first,
-            Call::PidfdSendSignal => match self.pid_of(caller, first) {
-                Some(pid) => pid,
-                None => return refused("a signal to a process that cannot be told"),
+            // A group or a user: nobody but us must be among them.
+            Call::TaskOrMany(name) => match (first - i32::from(name == "ioprio_set"), second) {
+                (0, task) => task,
+                (1, group) if group == self.group() => return refused("it is meant for the supervisor's group"),
+                (1, _) => return Some(Answer::Continue),
+                _ => return refused("it is meant for all processes of a user, and so for the supervisor"),
             },
+            Call::PidfdSendSignal => return self.signal_by_descriptor(caller, notification),
             _ => return refused("a signal that cannot be blocked, on behalf of a file"),
         };
         if self.is_ours(target as u32) {
             return refused("it is meant for the supervisor");
         }
+        // What is not there now may have our number in a moment, if it is one of our threads.
         let name = target.to_string();
-        if openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err() {
+        if target > 0
+            && openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err()
+        {
             return Some(Answer::Errno(libc::ESRCH));
         }
         Some(Answer::Continue)
     }
 
-    fn pid_of(&self, caller: &Caller, fd: i32) -> Option<i32> {
-        let info = openat(
-            caller.directory(),
-            format!("fdinfo/{fd}").as_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            FileMode::empty(),
-        )
-        .ok()?;
-        let text = std::io::read_to_string(std::fs::File::from(info)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+    /// pidfd_send_signal(2). Another thread may put another descriptor in the place of this one at any time, so the signal
+    /// is sent here, to the process that was found.
+    fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
+        let ours = |pid| self.is_ours(pid);
+        match signals::by_descriptor(&self.view, caller, notification.args, ours) {
+            Ok(answer) => Some(answer),
+            Err(why) => Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why)),
+        }
+    }
+
+    fn group(&self) -> i32 {
+        nix::unistd::getpgrp().as_raw()
     }
 
     fn is_ours(&self, target: u32) -> bool {
@@ -595,7 +631,7 @@ impl Office {
 
     /// Our own safety is no matter of the mode.
     fn refuse_always(&self, subject: Subject, call: &Notification, rule: &str, why: &str) -> Answer {
-        self.refuse(subject, call, rule, why, Errno::EPERM);
+        self.record_refusal(subject, call, rule, why, Errno::EPERM, Outcome::Denied);
         Answer::Errno(libc::EPERM)
     }
 }

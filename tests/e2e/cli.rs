@@ -97,7 +97,11 @@ fn the_command_gets_its_environment_but_nothing_of_ours() {
 fn a_mistake_is_shown_with_a_caret_and_nothing_is_started() {
     for (policy, place, part) in [
         (r#"{"allow_executables": ["bin/ls"]}"#, "policy.json:1:24", "neither an absolute path"),
-        (r#"{"allow_executables": [], "network": {"outbound": [{"to": "10.0.0.0/33"}]}}"#, "policy.json:1:59", "10.0.0.0/33"),
+        (
+            r#"{"allow_executables": [], "network": {"outbound": [{"to": "10.0.0.0/33"}]}}"#,
+            "policy.json:1:59",
+            "10.0.0.0/33",
+        ),
         (r#"{"plugins": [{"name": "allowlist", "config": {"alow": 1}}]}"#, "policy.json:1:47", "unknown field"),
         (r#"{"plugins": [{"name": "mine", "path": "nosuch.wasm"}]}"#, "policy.json:1:39", "No such file"),
     ] {

@@ -1,104 +1,269 @@
 //! A record as one line: JSON for machines, text for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
-use super::{Outcome, Record};
+use super::{Outcome, Record, Refusal};
+use crate::decide::{Denial, Failure};
 use crate::event::{Action, Subject};
 use crate::policy::Mode;
 
-/// Name and version of the schema; see `policies/README.md`. Keys may be added within a version.
+/// Name and version of the schema, which is `policies/record.schema.json`. Keys may be added within a version.
 const SCHEMA: &str = "callgate.record/1";
 
+/// A record as it is written. Every line of the log is one.
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(title = "callgate record"))]
+pub struct Line<'a> {
+    /// `callgate.record/1`.
+    schema: &'static str,
+    /// When the notification was received (RFC 3339, UTC).
+    time: String,
+    /// Number of the record, from 1; one that is missing was lost.
+    record: u64,
+    /// The mode in which it was decided.
+    mode: Mode,
+    /// What it is about.
+    #[serde(flatten)]
+    what: What<'a>,
+}
+
+/// What a record is about.
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(untagged)]
+enum What<'a> {
+    /// A decision on an event.
+    Decision(Box<DecisionLine<'a>>),
+    /// A call that the supervisor itself refuses.
+    Refusal(Box<RefusalLine<'a>>),
+    /// What was lost: the last record, if there is one.
+    Lost(LostLine<'a>),
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct DecisionLine<'a> {
+    /// Position in the order of decisions, from 1, over recorded and unrecorded ones.
+    sequence: u64,
+    /// The event's kind, and what belongs to it.
+    #[serde(flatten)]
+    action: &'a Action,
+    /// The process behind the event.
+    subject: &'a Subject,
+    /// Its ancestors, parent first, as far as they belong to the workload.
+    ancestors: &'a [Subject],
+    /// What was decided, whether it was carried out or not.
+    verdict: Verdict,
+    /// What became of the call.
+    outcome: &'static str,
+    /// The errno that the caller got, or in a dry run would have got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<ErrnoLine>,
+    /// The plugin whose verdict counted; `callgate` for the policy's default and the supervisor's own rules.
+    plugin: &'a str,
+    /// The rule that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    /// Why it was denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    /// What would allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    /// Plugins that failed on the event.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    failures: &'a [Failure],
+    /// What plugins that are themselves in dry-run would have denied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    candidates: Vec<Candidate<'a>>,
+    /// How long the plugins took, in microseconds.
+    took_us: f64,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    Allow,
+    Deny,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct Candidate<'a> {
+    /// The plugin.
+    plugin: &'a str,
+    /// What it said.
+    #[serde(flatten)]
+    denial: &'a Denial,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct ErrnoLine {
+    /// Its number.
+    number: i32,
+    /// Its name (errno(3)).
+    name: String,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct RefusalLine<'a> {
+    /// `call`.
+    event: &'static str,
+    /// The system call's name, where this build knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    call: Option<&'a str>,
+    /// Its number.
+    number: i32,
+    /// `AUDIT_ARCH_…` of the entry that was used (linux/audit.h), in hexadecimal.
+    architecture: String,
+    /// The process.
+    subject: &'a Subject,
+    /// Its ancestors, parent first, as far as they belong to the workload.
+    ancestors: &'a [Subject],
+    /// What became of the call.
+    outcome: &'static str,
+    /// The errno that the caller got, or in a dry run would have got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<ErrnoLine>,
+    /// `callgate`.
+    plugin: &'static str,
+    /// The supervisor's rule.
+    rule: &'a str,
+    /// Why.
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct LostLine<'a> {
+    /// `records-lost`.
+    event: &'static str,
+    /// How many records each sink has lost.
+    lost: BTreeMap<&'a str, u64>,
+}
+
 /// One JSON object, and a newline.
-pub(super) fn json(record: &Record<'_>) -> String {
-    let decision = record.decision;
-    let mut line = Map::new();
-    let mut put = |key: &str, value: Value| line.insert(key.to_owned(), value);
-    put("schema", SCHEMA.into());
-    put("time", time(record.event.time_ms).into());
-    if let Ok(Value::Object(event)) = serde_json::to_value(record.event) {
-        for (key, value) in event {
-            if key != "time_ms" {
-                put(&key, value);
-            }
-        }
-    }
-    put("mode", serde_json::to_value(record.mode).unwrap_or_default());
-    put("ancestors", serde_json::to_value(&record.ancestors).unwrap_or_default());
-    put("verdict", if decision.denial.is_some() { "deny" } else { "allow" }.into());
-    let (outcome, errno) = match record.outcome {
-        Outcome::Allowed => ("allowed", None),
-        Outcome::Denied(errno) => ("denied", Some(errno)),
-        Outcome::WouldDeny(errno) => ("would-deny", Some(errno)),
-        Outcome::Killed => ("killed", None),
+pub(super) fn json(record: &Record<'_>, number: u64) -> String {
+    let Record { event, decision, .. } = record;
+    let denial = decision.denial.as_ref();
+    let (outcome, errno) = outcome(record.outcome);
+    let what = DecisionLine {
+        sequence: event.sequence,
+        action: &event.action,
+        subject: &event.subject,
+        ancestors: &record.ancestors,
+        verdict: if denial.is_some() { Verdict::Deny } else { Verdict::Allow },
+        outcome,
+        errno,
+        plugin: &decision.plugin,
+        rule: denial.map(|denial| denial.rule.as_str()).or(decision.allowed_by.as_deref()),
+        reason: denial.map(|denial| denial.reason.as_str()),
+        hint: denial.and_then(|denial| denial.hint.as_deref()),
+        failures: &decision.failures,
+        candidates: decision.candidates.iter().map(|(plugin, denial)| Candidate { plugin, denial }).collect(),
+        took_us: decision.took.as_nanos() as f64 / 1000.0,
     };
-    put("outcome", outcome.into());
-    put("plugin", decision.plugin.clone().into());
-    match &decision.denial {
-        Some(denial) => {
-            put("rule", denial.rule.clone().into());
-            put("reason", denial.reason.clone().into());
-            if let Some(hint) = &denial.hint {
-                put("hint", hint.clone().into());
-            }
-        }
-        None => {
-            put("rule", decision.allowed_by.clone().into());
-        }
-    }
-    if let Some(errno) = errno {
-        put("errno", json!({ "number": errno, "name": format!("{:?}", Errno::from_raw(errno)) }));
-    }
-    if !decision.failures.is_empty() {
-        put("failures", serde_json::to_value(&decision.failures).unwrap_or_default());
-    }
-    if !decision.candidates.is_empty() {
-        put("candidates", serde_json::to_value(&decision.candidates).unwrap_or_default());
-    }
-    put("took_us", (decision.took.as_nanos() as f64 / 1000.0).into());
-    let mut text = Value::Object(line).to_string();
+    line(event.time_ms, number, record.mode, What::Decision(Box::new(what)))
+}
+
+/// One JSON object, and a newline.
+pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
+    let (outcome, errno) = outcome(refusal.outcome);
+    let what = RefusalLine {
+        event: "call",
+        call: refusal.call,
+        number: refusal.number,
+        architecture: format!("{:#x}", refusal.architecture),
+        subject: &refusal.subject,
+        ancestors: &refusal.ancestors,
+        outcome,
+        errno,
+        plugin: "callgate",
+        rule: refusal.rule,
+        reason: refusal.reason,
+    };
+    line(refusal.time_ms, number, refusal.mode, What::Refusal(Box::new(what)))
+}
+
+fn line(time_ms: u64, record: u64, mode: Mode, what: What<'_>) -> String {
+    let line = Line { schema: SCHEMA, time: time(time_ms), record, mode, what };
+    // Nothing in it can fail to become JSON: keys are strings, numbers are finite.
+    let mut text = serde_json::to_string(&line).unwrap_or_default();
     text.push('\n');
     text
 }
 
+fn outcome(outcome: Outcome) -> (&'static str, Option<ErrnoLine>) {
+    let errno = |number: i32| Some(ErrnoLine { number, name: format!("{:?}", Errno::from_raw(number)) });
+    match outcome {
+        Outcome::Allowed => ("allowed", None),
+        Outcome::Denied(number) => ("denied", errno(number)),
+        Outcome::WouldDeny(number) => ("would-deny", errno(number)),
+        Outcome::Killed => ("killed", None),
+    }
+}
+
 /// One line for a person.
 pub(super) fn text(record: &Record<'_>, colour: bool) -> String {
-    let (word, paint) = match record.outcome {
-        Outcome::Allowed => ("allowed", "32"),
-        Outcome::Denied(_) => ("denied", "31"),
-        Outcome::WouldDeny(_) => ("would deny", "33"),
-        Outcome::Killed => ("killed", "31"),
-    };
-    let mut line = String::from("callgate: ");
-    let _ = if colour { write!(line, "\x1b[{paint}m{word}\x1b[0m ") } else { write!(line, "{word} ") };
-    line.push_str(&plain(&format!("{} by {}", what(&record.event.action), who(&record.event.subject))));
     let decision = record.decision;
+    let mut line = begin(record.outcome, colour);
+    line.push_str(&plain(&format!("{} by {}", what(&record.event.action), who(&record.event.subject))));
     if let Some(denial) = &decision.denial {
         let _ = write!(line, ": {} [{} {}]", plain(&denial.reason), plain(&decision.plugin), plain(&denial.rule));
         if let Some(hint) = &denial.hint {
             let _ = write!(line, "; to allow it, {}", plain(hint));
         }
     }
-    line.push_str(if colour { "\r\n" } else { "\n" });
+    for failure in &decision.failures {
+        let _ = write!(line, "; plugin {} failed: {}", plain(&failure.plugin), plain(&failure.message));
+    }
+    for (plugin, denial) in &decision.candidates {
+        let _ = write!(line, "; {} would deny it: {}", plain(plugin), plain(&denial.reason));
+    }
+    end(line, colour)
+}
+
+/// One line for a person.
+pub(super) fn refusal_text(refusal: &Refusal<'_>, colour: bool) -> String {
+    let mut line = begin(refusal.outcome, colour);
+    let call = refusal.call.map_or_else(|| format!("system call {}", refusal.number), str::to_owned);
+    let _ = write!(line, "{}", plain(&format!("{call} by {}", who(&refusal.subject))));
+    let _ = write!(line, ": {} [callgate {}]", plain(refusal.reason), refusal.rule);
+    end(line, colour)
+}
+
+fn begin(outcome: Outcome, colour: bool) -> String {
+    let (word, paint) = match outcome {
+        Outcome::Allowed => ("allowed", "32"),
+        Outcome::Denied(_) => ("denied", "31"),
+        Outcome::WouldDeny(_) => ("would deny", "33"),
+        Outcome::Killed => ("killed", "31"),
+    };
+    if colour { format!("callgate: \x1b[{paint}m{word}\x1b[0m ") } else { format!("callgate: {word} ") }
+}
+
+/// A terminal may be in raw mode, where a line feed alone does not return the carriage.
+fn end(mut line: String, terminal: bool) -> String {
+    line.push_str(if terminal { "\r\n" } else { "\n" });
     line
 }
 
 /// That records were lost.
-pub(super) fn lost(mode: Mode, lost: &[(&str, u64)], as_text: bool) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+pub(super) fn lost(mode: Mode, number: u64, lost: &[(&str, u64)], as_text: bool) -> String {
     if as_text {
         let each: Vec<String> = lost.iter().map(|(sink, count)| format!("{count} for {sink}")).collect();
         return format!("callgate: records were lost: {}\n", plain(&each.join(", ")));
     }
-    let sinks: Map<String, Value> = lost.iter().map(|(sink, count)| ((*sink).to_owned(), (*count).into())).collect();
-    format!(
-        "{}\n",
-        json!({ "schema": SCHEMA, "time": time(now), "event": "records-lost", "mode": mode, "lost": sinks })
-    )
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    line(now, number, mode, What::Lost(LostLine { event: "records-lost", lost: lost.iter().copied().collect() }))
 }
 
 fn what(action: &Action) -> String {
@@ -161,7 +326,7 @@ mod tests {
             decision: &decision,
             outcome: Outcome::Denied(13),
         };
-        for line in [json(&record), text(&record, false)] {
+        for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
         }
@@ -177,7 +342,7 @@ mod tests {
             decision: &decision,
             outcome: Outcome::Denied(13),
         };
-        let line: Value = serde_json::from_str(&json(&record)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&json(&record, 1)).unwrap();
         assert_eq!(line["event"], "exec");
         assert_eq!(line["file"]["path"], "/usr/bin/whoami");
         assert_eq!(line["errno"]["name"], "EACCES");

@@ -6,10 +6,11 @@
 //!
 //! May depend on `event`, `policy` and `decide`.
 
-mod line;
+pub mod line;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
@@ -19,7 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
 use crate::event::{Event, Subject};
@@ -54,9 +57,36 @@ pub struct Record<'a> {
     pub outcome: Outcome,
 }
 
+/// A call that the supervisor itself refuses, because it would be a way around or is aimed at us.
+#[derive(Debug, Clone)]
+pub struct Refusal<'a> {
+    /// The mode.
+    pub mode: Mode,
+    /// When the notification was received, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Who called.
+    pub subject: Subject,
+    /// The subject's ancestors, parent first.
+    pub ancestors: Vec<Subject>,
+    /// The system call's name, if this build knows it.
+    pub call: Option<&'static str>,
+    /// Its number.
+    pub number: i32,
+    /// `AUDIT_ARCH_…` of the entry.
+    pub architecture: u32,
+    /// Our rule.
+    pub rule: &'a str,
+    /// Why, in a sentence.
+    pub reason: &'a str,
+    /// What became of the call.
+    pub outcome: Outcome,
+}
+
 /// The audit log.
 pub struct Audit {
     mode: Mode,
+    /// Records so far.
+    count: AtomicU64,
     decisions: Decisions,
     when_full: WhenFull,
     sinks: Vec<Queue>,
@@ -85,13 +115,14 @@ impl Audit {
     /// Opens the sinks and starts a thread for each.
     ///
     /// # Errors
-    /// A file or descriptor cannot be opened. A socket that nobody listens on yet is tried again for each record.
+    /// A file or descriptor cannot be opened. A socket is connected to when there is a record, and again if that fails.
     pub fn start(settings: &AuditSettings, mode: Mode) -> Result<Self> {
         let mut sinks = Vec::new();
         for sink in &settings.sinks {
-            let name = describe(&sink.to);
-            let writer = Writer::open(&sink.to).with_context(|| format!("cannot open the audit sink {name}"))?;
-            let terminal = writer.is_terminal();
+            let name = sink.to.to_string();
+            let place = Place::open(&sink.to).with_context(|| format!("cannot open the audit sink {name}"))?;
+            let terminal = place.is_terminal();
+            let writer = Writer { place, persistent: settings.when_full == WhenFull::Block };
             let (sender, lines) = sync_channel(settings.queue);
             let progress = Arc::new(Progress::default());
             let theirs = Arc::clone(&progress);
@@ -108,7 +139,7 @@ impl Audit {
                 progress,
             });
         }
-        Ok(Self { mode, decisions: settings.decisions, when_full: settings.when_full, sinks })
+        Ok(Self { mode, count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
     }
 
     /// Whether allowed calls are recorded too.
@@ -116,16 +147,26 @@ impl Audit {
         self.decisions == Decisions::All
     }
 
-    /// Writes a record.
+    /// Writes a record of a decision.
     pub fn record(&self, record: &Record<'_>) {
-        self.put(|queue| if queue.text { line::text(record, queue.colour) } else { line::json(record) });
+        self.put(|queue, n| if queue.text { line::text(record, queue.colour) } else { line::json(record, n) });
     }
 
-    fn put(&self, line: impl Fn(&Queue) -> String) {
+    /// Writes a record of a call that we refuse.
+    pub fn refusal(&self, refusal: &Refusal<'_>) {
+        self.put(
+            |queue, n| {
+                if queue.text { line::refusal_text(refusal, queue.colour) } else { line::refusal_json(refusal, n) }
+            },
+        );
+    }
+
+    fn put(&self, line: impl Fn(&Queue, u64) -> String) {
+        let number = self.count.fetch_add(1, Relaxed) + 1;
         for queue in &self.sinks {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(sender) = sender else { continue };
-            let item = Item::Line(line(queue));
+            let item = Item::Line(line(queue, number));
             let lost = match self.when_full {
                 WhenFull::Drop => {
                     matches!(sender.try_send(item), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
@@ -167,7 +208,7 @@ impl Audit {
             .filter(|(_, count)| *count > 0)
             .collect();
         if !lost.is_empty() {
-            self.put(|queue| line::lost(self.mode, &lost, queue.text));
+            self.put(|queue, n| line::lost(self.mode, n, &lost, queue.text));
         }
         self.flush(most);
         for queue in &self.sinks {
@@ -176,16 +217,42 @@ impl Audit {
     }
 }
 
-fn describe(target: &SinkTarget) -> String {
-    match target {
-        SinkTarget::Stderr => "stderr".to_owned(),
-        SinkTarget::File(path) => format!("file:{}", path.display()),
-        SinkTarget::Fd(fd) => format!("fd:{fd}"),
-        SinkTarget::Unix(path) => format!("unix:{}", path.display()),
+/// Writes one sink's lines, on a thread of its own.
+struct Writer {
+    place: Place,
+    /// Whether a line that cannot be written is tried again until it can: the policy wants no record lost.
+    persistent: bool,
+}
+
+impl Writer {
+    /// How soon a line is tried again; twice as long each time, up to `LONGEST`.
+    const FIRST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
+        for item in lines {
+            match item {
+                Item::Line(line) => {
+                    let mut pause = Self::FIRST;
+                    while let Err(error) = self.place.write(line.as_bytes()) {
+                        if !self.persistent {
+                            progress.failed.fetch_add(1, Relaxed);
+                            break;
+                        }
+                        tracing::warn!(%error, "a record cannot be written; it will be tried again");
+                        std::thread::sleep(pause);
+                        pause = (pause * 2).min(Self::LONGEST);
+                    }
+                }
+                Item::Flush(done) => {
+                    let _ = done.send(());
+                }
+            }
+        }
     }
 }
 
-enum Writer {
+enum Place {
     Stderr,
     File(File),
     Unix(PathBuf, Option<Connection>),
@@ -196,7 +263,7 @@ enum Connection {
     Datagram(UnixDatagram),
 }
 
-impl Writer {
+impl Place {
     fn open(target: &SinkTarget) -> io::Result<Self> {
         Ok(match target {
             SinkTarget::Stderr => Self::Stderr,
@@ -208,11 +275,9 @@ impl Writer {
                     .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
                     .open(path)?,
             ),
-            SinkTarget::Fd(fd) => {
-                let file = OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"));
-                Self::File(file.or_else(|_| OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}")))?)
-            }
-            SinkTarget::Unix(path) => Self::Unix(path.clone(), connect(path).ok()),
+            SinkTarget::Fd(fd) => Self::File(File::from(crate::sys::process::duplicate(*fd)?)),
+            // Connecting waits for a listener that is busy, and is left to the writer's thread.
+            SinkTarget::Unix(path) => Self::Unix(path.clone(), None),
         })
     }
 
@@ -224,26 +289,12 @@ impl Writer {
         }
     }
 
-    fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
-        for item in lines {
-            match item {
-                Item::Line(line) => {
-                    if self.write(line.as_bytes()).is_err() {
-                        progress.failed.fetch_add(1, Relaxed);
-                    }
-                }
-                Item::Flush(done) => {
-                    let _ = done.send(());
-                }
-            }
-        }
-    }
-
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
-            Self::Stderr => io::stderr().write_all(line),
-            Self::File(file) => file.write_all(line),
+            Self::Stderr => write_patiently(&io::stderr(), line),
+            Self::File(file) => write_patiently(file, line),
             Self::Unix(path, connection) => {
+                // A collector that was started again gets a second try.
                 for _ in 0..2 {
                     let connected = match connection.take() {
                         Some(connected) => connected,
@@ -264,6 +315,25 @@ impl Writer {
     }
 }
 
+/// Writes all of it, also where somebody who shares the open file has made it non-blocking.
+fn write_patiently<F>(to: &F, mut bytes: &[u8]) -> io::Result<()>
+where
+    F: AsFd,
+{
+    while !bytes.is_empty() {
+        match nix::unistd::write(to, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 fn connect(path: &PathBuf) -> io::Result<Connection> {
     UnixStream::connect(path).map(Connection::Stream).or_else(|_| {
         let socket = UnixDatagram::unbound()?;
@@ -279,15 +349,8 @@ fn connect(path: &PathBuf) -> io::Result<Connection> {
 pub fn withhold_descriptors(settings: &AuditSettings) -> Result<()> {
     for sink in &settings.sinks {
         if let SinkTarget::Fd(number) = sink.to {
-            let file = File::open(format!("/proc/self/fd/{number}"));
-            if let Err(error) = &file
-                && error.kind() == io::ErrorKind::NotFound
-            {
-                anyhow::bail!("the audit sink fd:{number} is not an open descriptor");
-            }
-            let borrowed = crate::sys::process::borrow(number);
-            fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-                .with_context(|| format!("audit sink fd:{number}"))?;
+            fcntl(crate::sys::process::borrow(number), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+                .with_context(|| format!("the audit sink fd:{number} is not an open descriptor"))?;
         }
     }
     Ok(())

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
+use callgate::log;
 use callgate::policy::Mode;
-use callgate::sys::process;
+use callgate::sys::process::{self, Environment};
 use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
 
 const HELP: &str = "\
@@ -36,8 +37,8 @@ itself failed, in which case the command was not started, or was ended.
 
 fn main() -> ExitCode {
     // Before anything else can look into /proc/PID/environ.
-    let own = process::take_environment("CALLGATE_");
-    match work(&own) {
+    let environment = process::take_environment("CALLGATE_");
+    match work(environment) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             wrap::report(&error);
@@ -46,9 +47,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(own: &[(String, String)]) -> Result<u8> {
+fn work(Environment { own, rest }: Environment) -> Result<u8> {
     let variable = |name: &str| own.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    start_log(variable("CALLGATE_LOG").unwrap_or("warn"))?;
+    log::start(variable("CALLGATE_LOG").unwrap_or("warn"))?;
     let environment_mode = match variable("CALLGATE_MODE") {
         None | Some("") => None,
         Some("dry-run") => Some((Mode::DryRun, "CALLGATE_MODE")),
@@ -68,15 +69,12 @@ fn work(own: &[(String, String)]) -> Result<u8> {
         .unwrap_or_else(|| DEFAULT_POLICY.into());
     match arguments.job {
         Job::Check => {
-            print!("{}", wrap::check(&policy)?);
+            print!("{}", callgate::check::check(&policy)?);
             Ok(0)
         }
-        Job::Run(command) => wrap::run(&Wrap {
-            policy,
-            mode: arguments.mode.or(environment_mode),
-            command,
-            environment: std::env::vars_os().collect(),
-        }),
+        Job::Run(command) => {
+            wrap::run(&Wrap { policy, mode: arguments.mode.or(environment_mode), command, environment: rest })
+        }
     }
 }
 
@@ -128,16 +126,4 @@ fn parse() -> Result<Arguments> {
         Some("check") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Check })),
         _ => bail!("there is no command to run; see callgate --help"),
     }
-}
-
-fn start_log(level: &str) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .with_context(|| format!("CALLGATE_LOG is {level:?}, which is no level"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .init();
-    Ok(())
 }

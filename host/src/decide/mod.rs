@@ -52,6 +52,7 @@ pub enum Verdict {
 
 /// Why something is denied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Denial {
     /// Stable identifier of the rule.
     pub rule: String,
@@ -94,6 +95,7 @@ impl Decision {
 
 /// A plugin that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Failure {
     /// Its name.
     pub plugin: String,

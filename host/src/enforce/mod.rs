@@ -4,4 +4,6 @@
 
 pub mod exec;
 pub mod network;
+pub mod signals;
+pub mod traced;
 pub mod waiting;

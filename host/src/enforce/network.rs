@@ -102,6 +102,7 @@ impl Desk<'_> {
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
     let call = || {
+        let _staying = target.file.is_some().then(process::staying);
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
@@ -155,11 +156,18 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd)
     }
     let result = std::thread::scope(|scope| {
         let bind = std::thread::Builder::new().spawn_scoped(scope, || {
-            take_place_of(desk)?;
+            process::own_directory();
+            let shared = process::leaving();
+            let before = take_place_of(desk, shared.is_none())?;
             if let Err(error) = confine(parent) {
                 tracing::debug!(%error, "no Landlock: what a bind made is looked at afterwards");
             }
-            desk.as_caller(|| socket::bind(&held.fd, &target.bytes))
+            let result = desk.as_caller(|| socket::bind(&held.fd, &target.bytes));
+            if shared.is_some() {
+                umask(before);
+                go_home(desk);
+            }
+            result
         });
         bind?.join().unwrap_or_else(|_| Err(Errno::EFAULT.into()))
     });
@@ -189,18 +197,26 @@ fn confine(directory: &OwnedFd) -> Result<(), RulesetError> {
     ruleset.restrict_self().map(drop)
 }
 
-/// Makes a path mean to the calling thread what it means to the caller.
-fn take_place_of(desk: &Desk<'_>) -> io::Result<()> {
-    process::own_directory()?;
+/// Makes a path mean to the calling thread what it means to the caller; but for the root, where other threads of ours have
+/// the same. Returns the umask that was.
+fn take_place_of(desk: &Desk<'_>, alone: bool) -> io::Result<Mode> {
     let root = desk.view.caller_directory(desk.caller, "root")?;
     let directory = desk.view.caller_directory(desk.caller, "cwd")?;
-    nix::unistd::fchdir(root)?;
-    if let Err(error) = nix::unistd::chroot(".") {
-        tracing::debug!(%error, "the root stays our own");
+    if alone {
+        nix::unistd::fchdir(root)?;
+        if let Err(error) = nix::unistd::chroot(".") {
+            tracing::debug!(%error, "the root stays our own");
+        }
     }
     nix::unistd::fchdir(directory)?;
-    umask(Mode::from_bits_truncate(desk.caller.status.umask));
-    Ok(())
+    Ok(umask(Mode::from_bits_truncate(desk.caller.status.umask)))
+}
+
+/// Threads that perform calls work in `/proc`; see `intercept::network::destination`.
+fn go_home(desk: &Desk<'_>) {
+    if nix::unistd::fchdir(desk.view.proc()).is_err() {
+        std::process::abort();
+    }
 }
 
 fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> io::Result<i64> {
@@ -209,6 +225,7 @@ fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> 
     address.extend_from_slice(format!("self/fd/{}/", parent.as_raw_fd()).as_bytes());
     address.extend_from_slice(name);
     address.push(0);
+    let _alone = process::leaving();
     let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
     let result = desk.as_caller(|| socket::bind(&held.fd, &address));
     umask(before);
@@ -381,6 +398,8 @@ impl<'a> Sending<'a> {
         self.claim.write(&mut control);
         let inet = matches!(i32::from(self.held.socket.family), libc::AF_INET | libc::AF_INET6);
         let data = &self.part()[self.at..];
+        let by_path = self.message.target.as_ref().is_some_and(|target| target.file.is_some());
+        let _staying = by_path.then(process::staying);
         let mut work = || socket::send(&self.held.fd, data, address, &mut control, flags);
         if inet && self.message.control.is_empty() {
             return work();

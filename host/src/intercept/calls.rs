@@ -42,10 +42,33 @@ pub enum Call {
     Bypass(&'static str),
     /// A call that acts on a task named by its number, and could harm the supervisor.
     Task(&'static str),
-    /// kill(2) of more than one process.
-    KillMany,
+    /// Likewise, but the first argument says whether the second is a process, a process group or a user.
+    TaskOrMany(&'static str),
     /// pidfd_send_signal(2).
     PidfdSendSignal,
+}
+
+impl Call {
+    /// The system call's name, for records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Execve => "execve",
+            Self::Execveat => "execveat",
+            Self::Connect => "connect",
+            Self::Bind => "bind",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
+            Self::Sendto => "sendto",
+            Self::Sendmsg => "sendmsg",
+            Self::Sendmmsg => "sendmmsg",
+            Self::Socket => "socket",
+            Self::Identity(identity) => identity.name,
+            Self::Setgroups => "setgroups",
+            Self::Getsockopt => "getsockopt",
+            Self::Bypass(name) | Self::Task(name) | Self::TaskOrMany(name) => name,
+            Self::PidfdSendSignal => "pidfd_send_signal",
+        }
+    }
 }
 
 /// The calls of [`Call::Identity`]: name, and which of their arguments are user ids and group ids.
@@ -59,12 +82,12 @@ pub struct Identity {
     pub count: usize,
 }
 
-/// The supervisor's own processes, for the guard. Absent where the kernel protects them: nothing inside a pid namespace can
-/// signal its first process.
+/// The supervisor's own processes, for the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Protected {
-    /// The supervisor's process group.
-    pub group: u32,
+    /// The supervisor's process group; `None` where no signal needs to be kept from it: nothing inside a pid namespace can
+    /// harm its first process with one (pid_namespaces(7)).
+    pub group: Option<u32>,
 }
 
 enum When {
@@ -79,6 +102,8 @@ enum When {
     Flag(u8, u64),
     /// Both of two arguments are these numbers.
     Both((u8, u64), (u8, u64)),
+    /// setsockopt(2) of this level and name, with a value: without one, the option is cleared.
+    Option(u64, u64),
 }
 
 struct Row {
@@ -143,41 +168,57 @@ const GOVERNED: &[Row] = &[
     row(libc::SYS_getsockopt, Call::Getsockopt, NETWORK, When::Both((1, IPPROTO_SCTP), (2, 111))),
     // Options that send packets somewhere else first than to the address that was decided on: source routes of IPv4
     // (IP_OPTIONS), routing headers of IPv6 (IPV6_RTHDR, its forms of RFC 2292, and in the options of a flow label).
-    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_IP), (2, 4))),
-    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_IPV6), (2, 57))),
-    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_IPV6), (2, 5))),
-    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_IPV6), (2, 6))),
-    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_IPV6), (2, 32))),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IP, 4)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 57)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 5)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 6)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 32)),
     // Whoever connects or listens through us would be taken for us.
     row(libc::SYS_getsockopt, Call::Getsockopt, PEERS, When::Both((1, libc::SOL_SOCKET as u64), (2, libc::SO_PEERCRED as u64))),
 ];
 
+/// What could end or stop the supervisor, or make it do something.
 #[rustfmt::skip]
-const PROTECTING: &[Row] = &[
+const SIGNALLING: &[Row] = &[
     row(libc::SYS_kill, Call::Task("kill"), &[], When::Always), // its conditions are made in `rules`
     row(libc::SYS_tkill, Call::Task("tkill"), &[], When::Always),
-    row(libc::SYS_tgkill, Call::Task("tgkill"), &[], When::Always), // likewise
+    row(libc::SYS_tgkill, Call::Task("tgkill"), &[], When::Always),
     row(libc::SYS_rt_sigqueueinfo, Call::Task("rt_sigqueueinfo"), &[], When::Always),
     row(libc::SYS_rt_tgsigqueueinfo, Call::Task("rt_tgsigqueueinfo"), &[], When::Always),
     row(libc::SYS_pidfd_send_signal, Call::PidfdSendSignal, &[], When::Always),
-    row(libc::SYS_prlimit64, Call::Task("prlimit64"), &[], When::Not(0, 0)),
-    row(libc::SYS_sched_setscheduler, Call::Task("sched_setscheduler"), &[], When::Not(0, 0)),
-    row(libc::SYS_sched_setparam, Call::Task("sched_setparam"), &[], When::Not(0, 0)),
-    row(libc::SYS_sched_setattr, Call::Task("sched_setattr"), &[], When::Not(0, 0)),
-    row(libc::SYS_sched_setaffinity, Call::Task("sched_setaffinity"), &[], When::Not(0, 0)),
-    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_ATTACH as u64)),
-    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_SEIZE as u64)),
     // F_SETSIG can turn the SIGIO of F_SETOWN into a signal that nobody can block.
     row(libc::SYS_fcntl, Call::Bypass("fcntl"), &[], When::Both((1, F_SETSIG), (2, libc::SIGKILL as u64))),
     row(libc::SYS_fcntl, Call::Bypass("fcntl"), &[], When::Both((1, F_SETSIG), (2, libc::SIGSTOP as u64))),
 ];
 
+/// What could hold it up or take away what it needs: the kernel lets a process of the same user do that, and does not
+/// protect even the first process of a pid namespace from it.
+#[rustfmt::skip]
+const RESTRAINING: &[Row] = &[
+    row(libc::SYS_prlimit64, Call::Task("prlimit64"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setscheduler, Call::Task("sched_setscheduler"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setparam, Call::Task("sched_setparam"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setattr, Call::Task("sched_setattr"), &[], When::Not(0, 0)),
+    row(libc::SYS_sched_setaffinity, Call::Task("sched_setaffinity"), &[], When::Not(0, 0)),
+    row(libc::SYS_setpriority, Call::TaskOrMany("setpriority"), &[], When::Not(1, 0)),
+    row(libc::SYS_setpriority, Call::TaskOrMany("setpriority"), &[], When::Is(0, PRIO_USER)),
+    row(libc::SYS_ioprio_set, Call::TaskOrMany("ioprio_set"), &[], When::Not(1, 0)),
+    row(libc::SYS_ioprio_set, Call::TaskOrMany("ioprio_set"), &[], When::Is(0, IOPRIO_WHO_USER)),
+    row(libc::SYS_migrate_pages, Call::Task("migrate_pages"), &[], When::Not(0, 0)),
+    row(libc::SYS_move_pages, Call::Task("move_pages"), &[], When::Not(0, 0)),
+    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_ATTACH as u64)),
+    row(libc::SYS_ptrace, Call::Task("ptrace"), &[], When::Is(0, libc::PTRACE_SEIZE as u64)),
+];
+
 /// fcntl(2): the signal that is sent when I/O is possible.
 const F_SETSIG: u64 = 10;
+/// setpriority(2), ioprio_set(2): every process of a user.
+pub const PRIO_USER: u64 = libc::PRIO_USER as u64;
+const IOPRIO_WHO_USER: u64 = 3;
 
 /// What this number is, if it is a call that we may have been notified of.
 pub fn call(number: i32) -> Option<Call> {
-    GOVERNED.iter().chain(PROTECTING).find(|row| row.number == i64::from(number)).map(|row| row.call)
+    GOVERNED.iter().chain(SIGNALLING).chain(RESTRAINING).find(|row| row.number == i64::from(number)).map(|row| row.call)
 }
 
 /// The rules of the filter for these subscriptions.
@@ -188,24 +229,34 @@ pub fn rules(
     wanted: EventKinds,
     protected: Option<Protected>,
 ) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let mut conditions: BTreeMap<i64, Vec<Vec<SeccompCondition>>> = BTreeMap::new();
+    let mut conditions: BTreeMap<i64, Alternatives> = BTreeMap::new();
     for row in GOVERNED.iter().filter(|row| row.wanted_by.iter().any(|kind| wanted.contains(*kind))) {
         conditions.entry(row.number).or_default().push(row.when.conditions()?);
     }
     if let Some(protected) = protected {
-        for row in PROTECTING {
+        for row in RESTRAINING {
+            conditions.entry(row.number).or_default().push(row.when.conditions()?);
+        }
+        let Some(group) = protected.group else { return assembled(conditions) };
+        for row in SIGNALLING {
             let entry = conditions.entry(row.number).or_default();
             match row.number {
                 libc::SYS_kill => {
                     // One process by its number; everything (-1); the supervisor's group.
                     entry.push(vec![dword(0, SeccompCmpOp::Gt, 0)?, dword(0, SeccompCmpOp::Lt, 1 << 31)?]);
                     entry.push(vec![dword(0, SeccompCmpOp::Eq, u64::from(u32::MAX))?]);
-                    entry.push(vec![dword(0, SeccompCmpOp::Eq, u64::from(protected.group.wrapping_neg()))?]);
+                    entry.push(vec![dword(0, SeccompCmpOp::Eq, u64::from(group.wrapping_neg()))?]);
                 }
                 _ => entry.push(row.when.conditions()?),
             }
         }
     }
+    assembled(conditions)
+}
+
+type Alternatives = Vec<Vec<SeccompCondition>>;
+
+fn assembled(conditions: BTreeMap<i64, Alternatives>) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     conditions
         .into_iter()
         .map(|(number, alternatives)| {
@@ -228,6 +279,11 @@ impl When {
                 vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?]
             }
             Self::Flag(argument, flag) => vec![dword(argument, SeccompCmpOp::MaskedEq(flag), flag)?],
+            Self::Option(level, name) => vec![
+                dword(1, SeccompCmpOp::Eq, level)?,
+                dword(2, SeccompCmpOp::Eq, name)?,
+                dword(4, SeccompCmpOp::Ne, 0)?,
+            ],
             Self::Both((a, x), (b, y)) => vec![dword(a, SeccompCmpOp::Eq, x)?, dword(b, SeccompCmpOp::Eq, y)?],
         })
     }
@@ -258,7 +314,7 @@ mod tests {
     #[test]
     fn every_call_of_the_filter_is_known_to_the_decoder() {
         let all = EventKind::ALL.into_iter().collect();
-        for number in rules(all, Some(Protected { group: 7 })).unwrap().into_keys() {
+        for number in rules(all, Some(Protected { group: Some(7) })).unwrap().into_keys() {
             assert!(call(number as i32).is_some(), "{number}");
         }
     }

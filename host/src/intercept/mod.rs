@@ -18,7 +18,7 @@ use crate::event::{Accept, Action, Address, Credentials, EventKinds, Socket};
 use crate::sys::credentials::Own;
 use crate::sys::notify::Notification;
 use crate::sys::socket;
-use caller::Caller;
+use caller::{Caller, IdKind};
 use calls::Call;
 use network::{Held, Message, Target};
 use path::View;
@@ -143,7 +143,8 @@ pub fn intercept(
             Intercepted::Event(Action::Socket(socket), Copy::Numbers)
         }
         Call::Identity(identity) => {
-            let ids = args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
+            let ids: Vec<u32> = args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
+            let ids = caller.known_to_us(view, if identity.users { IdKind::User } else { IdKind::Group }, &ids)?;
             let call = identity.name.to_owned();
             let credentials = if identity.users {
                 Credentials { call, uids: ids, ..Credentials::default() }
@@ -158,8 +159,9 @@ pub fn intercept(
                 return Err(Errno::EINVAL);
             }
             let list = caller.copy(args[1], args[0] as u32 as usize * 4)?;
-            let mut groups: Vec<u32> =
+            let groups: Vec<u32> =
                 list.chunks_exact(4).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]])).collect();
+            let mut groups = caller.known_to_us(view, IdKind::Group, &groups)?;
             groups.sort_unstable();
             let credentials =
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
@@ -170,7 +172,7 @@ pub fn intercept(
         }
         Call::Getsockopt => Intercepted::Refused("getsockopt", Errno::EPERM),
         Call::Bypass(name) => Intercepted::Refused(name, Errno::EPERM),
-        Call::Task(_) | Call::KillMany | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
+        Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
     })
 }
 

@@ -1,21 +1,28 @@
 //! Starts the command and looks after it: signals, orphans, job control, exit status.
 //!
 //! As the first process of a pid namespace we are the supervisor ourselves, and the kernel protects us: nothing inside can
-//! signal us. Otherwise we are two. The process that was started stays as the *guardian*, in the place and the process
-//! group that the outside knows; it has forked the *supervisor*, which is in a group of its own, out of the way of
-//! `kill(0, …)`, and is the parent of the command and of what the command leaves behind. Should the supervisor die, its
-//! children become the guardian's, which ends them.
+//! signal us to death. Otherwise we are two. The process that was started stays as the *guardian*, in the place, session
+//! and process group that the outside knows. It has forked the *supervisor*, which is the parent of the command and of what
+//! the command leaves behind. If either of the two dies, the other ends the workload: what the supervisor leaves behind
+//! becomes the guardian's child, and the supervisor sees its connection to the guardian end.
 //!
-//! Which thread waits for whom: a process that is our child may at the same time be held with ptrace(2) by a thread of
+//! *Sessions.* The command is in the session and process group that we were started in, and the supervisor is in a session
+//! of its own (setsid(2)). So the terminal's signals, `kill 0` and the shell that started us reach the command as if we were
+//! not there and never reach the supervisor, whose being the command's parent also does not change whether the command's
+//! group is orphaned, and so whether Ctrl-Z may stop it (setpgid(2)). Only who leads a session cannot leave it: a first
+//! process that does, as a container runtime makes it, gives up its terminal instead, and the command takes that along into
+//! a new session.
+//!
+//! *Which thread waits for whom.* A process that is our child may at the same time be held with ptrace(2) by a thread of
 //! ours. The kernel shows its stops to every thread of the tracer's process that waits for it, so the main thread only
 //! looks (`WNOWAIT`), takes nothing but exits, and leaves stops to the thread that holds it.
 //!
 //! May depend on `sys`.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -23,14 +30,16 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, getpgrp, getpid, getppid, pipe2, setpgid};
+use nix::unistd::{Pid, getpid, getsid, pipe2, setsid};
 
 use crate::intercept::calls::Protected;
 use crate::sys::notify::Listener;
-use crate::sys::process::{self, Command, Forked, Setup};
+use crate::sys::process::{self, Command, Forked, Sent, Session, Setup, Timers};
 use crate::sys::seccomp::{self, Filter};
 
 /// What is to be run, and under what.
@@ -39,18 +48,18 @@ pub struct Launch {
     /// The command and its arguments.
     pub command: Vec<OsString>,
     /// Its environment.
-    pub environment: Vec<(OsString, OsString)>,
+    pub environment: Vec<CString>,
     /// Capabilities that it must never have, by number (capabilities(7)).
     pub without: Vec<u32>,
 }
 
 /// What supervises while the command runs.
 pub trait Supervision {
-    /// Takes the listener and begins to answer. `killable`: callers sleep through signals while they wait.
+    /// Takes the listener and begins to answer. The command's process is there, under its filter, and waits.
     ///
     /// # Errors
     /// The command is then not run.
-    fn begin(&mut self, listener: Listener, killable: bool, guardian: Option<u32>) -> Result<()>;
+    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()>;
     /// The command has ended; some of its descendants may go on.
     fn command_ended(&mut self);
     /// Nothing of the workload is left.
@@ -63,38 +72,36 @@ pub trait Supervision {
 /// Our own failures, before the command has begun.
 pub fn run(
     launch: &Launch,
-    filter: impl FnOnce(Option<Protected>) -> Result<Filter>,
+    filter: impl FnOnce(Protected) -> Result<Filter>,
     supervision: &mut dyn Supervision,
 ) -> Result<u8> {
     seccomp::check_sizes().context("this kernel cannot hand system calls to a supervisor")?;
     process::hide();
     let mut mask = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+    process::expect_children();
+    let found = Found { mask, timers: Timers::take() };
     if getpid().as_raw() == 1 {
-        return supervise(launch, &filter(None)?, mask, supervision, None);
+        return supervise(launch, &filter(Protected { group: None })?, found, supervision, None);
     }
-    let (messages, to_guardian) = pipe2(OFlag::O_CLOEXEC)?;
-    let group = getpgrp();
+    let (to_supervisor, to_guardian) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let guardian = getpid();
     prctl::set_child_subreaper(true)?;
     match process::fork().context("cannot start the supervisor")? {
         Forked::Parent(supervisor) => {
             drop(to_guardian);
-            guard(supervisor, File::from(messages))
+            process::close_inherited();
+            process::forget_streams(&[0, 1]);
+            guard(supervisor, &to_supervisor)
         }
         Forked::Child => {
-            drop(messages);
-            process::hide();
-            prctl::set_pdeathsig(Signal::SIGHUP)?;
+            drop(to_supervisor);
             prctl::set_child_subreaper(true)?;
-            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-            if getppid() != guardian {
-                std::process::exit(125);
-            }
-            let protected = Protected { group: getpid().as_raw() as u32 };
-            let outside = Outside { to_guardian: File::from(to_guardian), guardian, group };
+            let protected = Protected { group: Some(getpid().as_raw() as u32) };
+            let outside = Outside { socket: to_guardian, guardian };
             let result =
-                filter(Some(protected)).and_then(|filter| supervise(launch, &filter, mask, supervision, Some(outside)));
+                filter(protected).and_then(|filter| supervise(launch, &filter, found, supervision, Some(outside)));
             match result {
                 Ok(_) => std::process::exit(0),
                 Err(error) => {
@@ -106,85 +113,208 @@ pub fn run(
     }
 }
 
-/// The supervisor's way to the guardian.
-struct Outside {
-    to_guardian: File,
-    guardian: Pid,
-    group: Pid,
+/// What of the process we had to change, as it was.
+struct Found {
+    mask: SigSet,
+    timers: Timers,
 }
 
-/// What the supervisor tells the guardian: a letter and a number.
-enum Message {
-    /// The command's process id.
-    Started(i32),
-    /// The command was stopped, and so should be we.
-    Stopped,
-    /// The command has ended with this status.
+/// The supervisor's way to the guardian.
+struct Outside {
+    socket: OwnedFd,
+    guardian: Pid,
+}
+
+/// What the supervisor tells the guardian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// The command was stopped by this signal, and so should be the guardian, unless it has gone on in the meantime: it had
+    /// for the time with this number, as far as we know.
+    Stopped(i32, u32),
+    /// The guardian has gone on, for the time with this number, and the command is stopped by this signal: still, or again.
+    StillStopped(i32, u32),
+    /// The command has ended with this status; something that it has left behind goes on.
     Ended(u8),
+    /// The command has ended with this status, and nothing is left.
+    Over(u8),
+}
+
+/// What the guardian tells the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// The guardian has got this signal.
+    Signal(Sent),
+    /// The guardian was stopped, and goes on again, for the time with this number.
+    Resumed(u32),
+    /// The command is to go on as well, unless the guardian was stopped again since that time.
+    Continue(u32),
+}
+
+impl News {
+    const LENGTH: usize = 9;
+
+    fn encode(self) -> [u8; Self::LENGTH] {
+        let (letter, number, time) = match self {
+            Self::Stopped(signal, time) => (b'S', signal, time),
+            Self::StillStopped(signal, time) => (b's', signal, time),
+            Self::Ended(status) => (b'E', i32::from(status), 0),
+            Self::Over(status) => (b'O', i32::from(status), 0),
+        };
+        let mut bytes = [letter; Self::LENGTH];
+        bytes[1..5].copy_from_slice(&number.to_ne_bytes());
+        bytes[5..].copy_from_slice(&time.to_ne_bytes());
+        bytes
+    }
+
+    fn decode(bytes: [u8; Self::LENGTH]) -> Self {
+        let number = i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        let time = u32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
+        match bytes[0] {
+            b'S' => Self::Stopped(number, time),
+            b's' => Self::StillStopped(number, time),
+            b'E' => Self::Ended(number as u8),
+            _ => Self::Over(number as u8),
+        }
+    }
+}
+
+impl Order {
+    const LENGTH: usize = 24;
+
+    fn encode(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        // No signal has such a number.
+        let sent = match self {
+            Self::Signal(sent) => sent,
+            Self::Resumed(time) => Sent { number: 0, pid: time, ..Sent::default() },
+            Self::Continue(time) => Sent { number: -1, pid: time, ..Sent::default() },
+        };
+        bytes[..4].copy_from_slice(&sent.number.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&sent.code.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&sent.pid.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&sent.uid.to_ne_bytes());
+        bytes[16..].copy_from_slice(&sent.value.to_ne_bytes());
+        bytes
+    }
+
+    fn decode(bytes: [u8; Self::LENGTH]) -> Self {
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        match word(0) {
+            0 => return Self::Resumed(word(8)),
+            u32::MAX => return Self::Continue(word(8)),
+            _ => {}
+        }
+        let mut value = [0; 8];
+        value.copy_from_slice(&bytes[16..]);
+        let value = u64::from_ne_bytes(value);
+        Self::Signal(Sent { number: word(0) as i32, code: word(4) as i32, pid: word(8), uid: word(12), value })
+    }
 }
 
 impl Outside {
-    fn tell(&mut self, message: &Message) {
-        let (letter, number) = match message {
-            Message::Started(pid) => (b'P', *pid),
-            Message::Stopped => (b'S', 0),
-            Message::Ended(status) => (b'E', i32::from(*status)),
-        };
-        let mut line = vec![letter];
-        line.extend_from_slice(&number.to_ne_bytes());
-        // If the guardian is gone, a signal has told us or will.
-        let _ = self.to_guardian.write_all(&line);
+    fn tell(&self, news: News) {
+        // If the guardian is gone, the socket will say so.
+        let _ = send(self.socket.as_raw_fd(), &news.encode(), MsgFlags::MSG_NOSIGNAL);
+    }
+
+    /// The next order, if there is one; an error if the guardian is gone.
+    fn order(&self) -> Result<Option<Order>, Errno> {
+        Ok(message(&self.socket, MsgFlags::MSG_DONTWAIT)?.map(Order::decode))
+    }
+}
+
+/// The next message; `None` if there is none yet, an error if the other end is gone.
+fn message<const LENGTH: usize>(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<[u8; LENGTH]>, Errno> {
+    let mut bytes = [0; LENGTH];
+    match recv(socket.as_raw_fd(), &mut bytes, flags) {
+        Ok(length) if length == LENGTH => Ok(Some(bytes)),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        _ => Err(Errno::EPIPE),
     }
 }
 
 fn supervise(
     launch: &Launch,
     filter: &Filter,
-    mask: SigSet,
+    found: Found,
     supervision: &mut dyn Supervision,
-    mut outside: Option<Outside>,
+    outside: Option<Outside>,
 ) -> Result<u8> {
-    let command = Command::new(&launch.command, &launch.environment)?;
+    let command = Command::new(&launch.command, launch.environment.clone())?;
     let killable = seccomp::knows_wait_killable();
     let (report, report_end) = pipe2(OFlag::O_CLOEXEC)?;
     let (go_end, go) = pipe2(OFlag::O_CLOEXEC)?;
-    let is_init = outside.is_none();
-    let terminal = File::open("/dev/tty")
-        .ok()
-        .filter(|tty| is_init && nix::unistd::tcgetpgrp(tty).is_ok_and(|foreground| foreground == getpgrp()));
+    let leads_session = outside.is_none() && getsid(None) == Ok(getpid());
+    let terminal = if leads_session { Terminal::given_up() } else { Terminal::None };
     let setup = Setup {
         filter,
         killable,
-        group: Some(outside.as_ref().map_or(0, |outside| outside.group.as_raw())),
-        terminal: terminal.as_ref().map(AsRawFd::as_raw_fd),
-        mask,
+        session: if leads_session { Session::Own(terminal.number()) } else { Session::Ours },
+        mask: found.mask,
+        timers: found.timers,
         without: &launch.without,
         report: report_end.as_raw_fd(),
         go: go_end.as_raw_fd(),
+        go_writer: go.as_raw_fd(),
     };
     let child = process::start(&command, &setup).context("cannot start the command")?;
-    let listener = listener_of(child, report)?;
+    let listener = listener_of(child, report, killable)?;
     drop((report_end, go_end, terminal));
+    let apart = leads_session || setsid().is_ok();
+    be_robust();
     // The command has a table of its own now. What it leaves open must not stay open because of us.
-    let null = File::options().read(true).write(true).open("/dev/null");
-    if let Ok(null) = &null {
-        let _ = nix::unistd::dup2_stdin(null);
-        let _ = nix::unistd::dup2_stdout(null);
-    }
+    process::forget_streams(&[0, 1]);
     let guardian = outside.as_ref().map(|outside| outside.guardian.as_raw() as u32);
-    if let Err(error) = supervision.begin(listener, killable, guardian) {
+    if let Err(error) = supervision.begin(listener, child, guardian) {
         let _ = kill(child, Signal::SIGKILL);
         return Err(error);
     }
-    if let Some(outside) = &mut outside {
-        outside.tell(&Message::Started(child.as_raw()));
-    }
+    process::close_inherited();
     File::from(go).write_all(b"!").context("the command's process is gone")?;
-    let status = look_after(child, supervision, &mut outside)?;
-    Ok(status)
+    look_after(child, supervision, outside.as_ref(), apart)
 }
 
-fn listener_of(child: Pid, report: OwnedFd) -> Result<Listener> {
+/// The terminal that we have given up, for the command to take.
+enum Terminal {
+    None,
+    Standard(RawFd),
+    Opened(File),
+}
+
+impl Terminal {
+    fn given_up() -> Self {
+        let own = getsid(None).ok();
+        let terminal = match (0..3).find(|fd| own.is_some() && process::terminal_session(*fd) == own) {
+            Some(fd) => Self::Standard(fd),
+            None => File::options().read(true).write(true).open("/dev/tty").map_or(Self::None, Self::Opened),
+        };
+        if let Some(fd) = terminal.number() {
+            process::leave_terminal(fd);
+        }
+        terminal
+    }
+
+    fn number(&self) -> Option<RawFd> {
+        match self {
+            Self::None => None,
+            Self::Standard(fd) => Some(*fd),
+            Self::Opened(file) => Some(file.as_raw_fd()),
+        }
+    }
+}
+
+/// The workload's limits are not for us, as far as we may change that: it could use up what we need. Where memory runs out,
+/// the workload is to go first.
+fn be_robust() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> {
     let mut report = File::from(report);
     let patience = Instant::now() + Duration::from_secs(30);
     // The child shares our descriptors, also the other end of this pipe: its death would go unnoticed.
@@ -200,60 +330,118 @@ fn listener_of(child: Pid, report: OwnedFd) -> Result<Listener> {
             let error = io::Error::from_raw_os_error(-failed);
             Err(error).context("cannot install the seccomp filter")
         }
-        fd => Ok(Listener::new(process::adopt(fd))),
+        fd => Ok(Listener::new(process::adopt(fd), killable)),
     }
 }
 
-/// Waits for signals and for children until nothing of the workload is left.
-fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: &mut Option<Outside>) -> Result<u8> {
+/// Waits for signals and for children until nothing of the workload is left. `apart`: we are in another session than the
+/// command.
+fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&Outside>, apart: bool) -> Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut status = None;
-    let mut was_stopped = false;
+    let mut told_stop = false;
+    let mut resumed = 0;
     loop {
         let (ended, none_left) = reap(command);
-        status = status.or(ended);
         if let Some(code) = ended {
+            status = ended;
             supervision.command_ended();
-            if !none_left && outside.is_none() {
+            match outside {
                 // The kernel ends the rest with us.
-                supervision.end();
-                return Ok(code);
-            }
-            if let (Some(outside), false) = (&mut *outside, none_left) {
-                outside.tell(&Message::Ended(code));
+                None => {
+                    supervision.end();
+                    return Ok(code);
+                }
+                Some(outside) if !none_left => {
+                    let_go_of_stderr();
+                    outside.tell(News::Ended(code));
+                }
+                Some(_) => {}
             }
         }
         if let (Some(code), true) = (status, none_left) {
             supervision.end();
             if let Some(outside) = outside {
-                outside.tell(&Message::Ended(code));
+                outside.tell(News::Over(code));
             }
             return Ok(code);
         }
-        let stopped = status.is_none() && state_of(command) == Some('T');
-        if stopped
-            && !was_stopped
-            && let Some(outside) = outside
-        {
-            outside.tell(&Message::Stopped);
+        let running = status.is_none();
+        let stop = if running && outside.is_some() { stop_of(command) } else { Stop::None };
+        match (stop, outside) {
+            (Stop::By(signal), Some(outside)) if !told_stop => {
+                told_stop = true;
+                outside.tell(News::Stopped(signal, resumed));
+            }
+            (Stop::None, _) => told_stop = false,
+            _ => {}
         }
-        was_stopped = stopped;
-        wait_readable(&[signals.as_fd()], Duration::from_millis(if none_left { 20 } else { 500 }));
+        // While one of our threads holds the command, nobody tells us that it is also stopped otherwise.
+        let most = (stop == Stop::Held).then_some(Duration::from_millis(20));
+        match outside {
+            // Until the command's end, that is: then the guardian may go.
+            Some(outside) if running => wait_readable(&[signals.as_fd(), outside.socket.as_fd()], most),
+            _ => wait_readable(&[signals.as_fd()], most),
+        }
         while let Ok(Some(signal)) = signals.read_signal() {
-            let number = signal.ssi_signo as i32;
-            if let Some(outside) = outside
-                && getppid() != outside.guardian
-                && status.is_none()
-            {
-                // Whoever started us believes that it is over.
-                end_all();
-                supervision.end();
-                std::process::exit(125);
-            }
-            if status.is_none() && outside.is_none() {
-                forward(command, &signal, number);
+            if running && outside.is_none() {
+                forward(command, &sent(&signal), apart);
             }
         }
+        while let (Some(outside), true) = (outside, running) {
+            match outside.order() {
+                Ok(None) => break,
+                Ok(Some(Order::Signal(signal))) => process::send_on(command, &signal),
+                Ok(Some(Order::Resumed(time))) => {
+                    resumed = time;
+                    let stop = stop_of(command);
+                    told_stop = stop != Stop::None;
+                    if let Stop::By(signal) = stop {
+                        outside.tell(News::StillStopped(signal, time));
+                    }
+                }
+                Ok(Some(Order::Continue(time))) if time == resumed => {
+                    let _ = kill(command, Signal::SIGCONT);
+                }
+                Ok(Some(Order::Continue(_))) => {}
+                Err(_) => {
+                    // Whoever started us believes that it is over.
+                    end_all();
+                    supervision.end();
+                    std::process::exit(125);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the command is stopped, as its parent sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    None,
+    /// By this signal.
+    By(i32),
+    /// By one of our threads, which verifies what it does.
+    Held,
+}
+
+fn stop_of(command: Pid) -> Stop {
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(command), flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD) {
+        Ok(WaitStatus::Stopped(_, signal)) => Stop::By(signal as i32),
+        Ok(WaitStatus::PtraceEvent(..) | WaitStatus::PtraceSyscall(_)) => Stop::Held,
+        _ => Stop::None,
+    }
+}
+
+/// Whoever reads what we wrote there waits for the end, which has come as far as the command is concerned; what it has left
+/// behind has closed it, or keeps it open itself. What happens to a file is nobody's loss.
+fn let_go_of_stderr() {
+    use nix::sys::stat::{SFlag, fstat};
+    let kind =
+        fstat(io::stderr()).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    if kind != SFlag::S_IFREG {
+        process::forget_streams(&[2]);
     }
 }
 
@@ -278,87 +466,149 @@ fn reap(command: Pid) -> (Option<u8>, bool) {
 }
 
 /// The process that was started, while its supervisor works.
-fn guard(supervisor: Pid, mut messages: File) -> Result<u8> {
+struct Guardian<'a> {
+    socket: &'a OwnedFd,
+    supervisor: Pid,
+    signals: SignalFd,
+    leads_session: bool,
+    /// The supervisor is dead.
+    bereft: bool,
+    /// The terminal has told the group to stop, and so the command as well, since we went on the last time.
+    stop_key: bool,
+    /// How often we have gone on: what was said about an earlier time is out of date.
+    resumed: u32,
+}
+
+fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut command = None;
+    let leads_session = getsid(None) == Ok(getpid());
+    let mut guardian =
+        Guardian { socket, supervisor, signals, leads_session, bereft: false, stop_key: false, resumed: 0 };
     loop {
-        wait_readable(&[signals.as_fd(), messages.as_fd()], Duration::from_secs(3600));
-        while let Ok(Some(signal)) = signals.read_signal() {
-            if let Some(command) = command {
-                forward(command, &signal, signal.ssi_signo as i32);
-            }
-        }
-        if !is_readable(messages.as_fd()) {
-            continue;
-        }
-        let mut line = [0; 5];
-        if messages.read_exact(&mut line).is_err() {
-            // The other end is gone, and did not say that all is well.
-            let failed = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
-            end_all();
-            if !matches!(failed, Ok(WaitStatus::Exited(_, 125))) {
-                eprintln!("callgate: the supervisor has died; the command and what it started were ended");
-            }
-            return Ok(125);
-        }
-        let number = i32::from_ne_bytes([line[1], line[2], line[3], line[4]]);
-        match line[0] {
-            b'P' => command = Some(Pid::from_raw(number)),
-            b'S' => {
-                let _ = kill(getpid(), Signal::SIGSTOP);
-                if let Some(command) = command {
-                    let _ = kill(command, Signal::SIGCONT);
+        wait_readable(&[guardian.signals.as_fd(), socket.as_fd()], None);
+        guardian.pass_signals_on(true);
+        loop {
+            match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
+                Ok(None) if !guardian.bereft => break,
+                Ok(Some(News::Stopped(signal, time))) if time == guardian.resumed => guardian.stop(signal),
+                Ok(Some(News::StillStopped(signal, time))) if time == guardian.resumed => {
+                    guardian.pass_signals_on(true);
+                    if guardian.stop_key { guardian.stop(signal) } else { guardian.order(Order::Continue(time)) }
+                }
+                Ok(Some(News::Stopped(..) | News::StillStopped(..))) => {}
+                Ok(Some(News::Ended(status))) => return Ok(status),
+                Ok(Some(News::Over(status))) => {
+                    let _ = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
+                    return Ok(status);
+                }
+                Ok(None) | Err(_) => {
+                    // It is gone, and did not say that all is well. (Until it runs, the command has the socket as well.)
+                    let failed = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
+                    end_all();
+                    let how = match failed {
+                        Ok(WaitStatus::Exited(_, 125)) => return Ok(125), // it has said why
+                        Ok(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
+                        Ok(WaitStatus::Exited(_, status)) => format!("has ended with status {status}"),
+                        _ => "is gone".to_owned(),
+                    };
+                    eprintln!("callgate: the supervisor {how}; the command and what it started were ended");
+                    return Ok(125);
                 }
             }
-            _ => return Ok(number as u8),
         }
     }
 }
 
-/// Passes a signal on to the command, unless the terminal has sent it to the whole foreground group, or it is about us.
-fn forward(command: Pid, signal: &siginfo, number: i32) {
+impl Guardian<'_> {
+    fn order(&self, order: Order) {
+        // A supervisor that does not keep up is not waited for.
+        let _ = send(self.socket.as_raw_fd(), &order.encode(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Passes on what has come, save SIGCONT unless `also_continue`.
+    fn pass_signals_on(&mut self, also_continue: bool) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            let signal = sent(&signal);
+            if signal.number == libc::SIGCHLD {
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+                self.bereft |= waitid(Id::Pid(self.supervisor), flags) != Ok(WaitStatus::StillAlive);
+            }
+            if reached_the_group(&signal, self.leads_session) {
+                self.stop_key |= matches!(signal.number, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+            } else if !is_about_us(&signal) && (also_continue || signal.number != libc::SIGCONT) {
+                self.order(Order::Signal(signal));
+            }
+        }
+    }
+
+    /// Stops as the command was stopped, until we are told to go on. Then the command was as well, if the whole group was
+    /// told; else it is not running yet. But it may also have gone on and be stopped again already. Only the supervisor can
+    /// look, and only we can tell.
+    fn stop(&mut self, signal: i32) {
+        self.stop_key = false;
+        if let Ok(signal) = Signal::try_from(signal) {
+            process::stop_by(signal);
+        }
+        self.pass_signals_on(false);
+        self.resumed = self.resumed.wrapping_add(1);
+        self.order(Order::Resumed(self.resumed));
+    }
+}
+
+fn sent(signal: &nix::sys::signalfd::siginfo) -> Sent {
+    Sent {
+        number: signal.ssi_signo as i32,
+        code: signal.ssi_code,
+        pid: signal.ssi_pid,
+        uid: signal.ssi_uid,
+        value: signal.ssi_ptr,
+    }
+}
+
+/// Passes a signal of the first process on to the command.
+fn forward(command: Pid, signal: &Sent, apart: bool) {
+    if !is_about_us(signal) && (apart || !reached_the_group(signal, false)) {
+        process::send_on(command, signal);
+    }
+}
+
+/// Our children, or (where we gave up the terminal) we ourselves are the cause.
+fn is_about_us(signal: &Sent) -> bool {
+    signal.number == libc::SIGCHLD || signal.pid == std::process::id()
+}
+
+/// Whether the terminal has sent a signal to the whole process group, and so to the command as well. When it hangs up,
+/// however, it tells only who leads the session (tty_signal_session_leader, drivers/tty/tty_jobctrl.c).
+fn reached_the_group(signal: &Sent, leads_session: bool) -> bool {
     const SI_KERNEL: i32 = 0x80;
-    let from_terminal = signal.ssi_code == SI_KERNEL && getpid().as_raw() != 1;
-    if number == libc::SIGCHLD || from_terminal {
-        return;
-    }
-    if let Ok(number) = Signal::try_from(number) {
-        let _ = kill(command, number);
-    }
+    let by_terminal = match signal.number {
+        libc::SIGHUP | libc::SIGCONT => !leads_session,
+        libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGWINCH => true,
+        _ => false,
+    };
+    signal.code == SI_KERNEL && by_terminal
 }
 
 /// Kills every child, and what then becomes our child, until there is none.
 fn end_all() {
-    let own = getpid().as_raw();
     loop {
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            if stat_field(pid, 1).and_then(|parent| parent.parse().ok()) == Some(own) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+        for child in process::children() {
+            let _ = kill(child, Signal::SIGKILL);
         }
-        match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::__WALL) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return,
+        let mut flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
+        loop {
+            match waitid(Id::All, flags) {
+                Err(Errno::ECHILD) => return,
+                Ok(WaitStatus::StillAlive) => break,
+                Ok(_) | Err(_) => flags |= WaitPidFlag::WNOHANG,
+            }
         }
     }
 }
 
-fn state_of(pid: Pid) -> Option<char> {
-    stat_field(pid.as_raw(), 0)?.chars().next()
-}
-
-/// A field of proc_pid_stat(5), counted from the state.
-fn stat_field(pid: i32, index: usize) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit_once(')')?.1.split_whitespace().nth(index).map(str::to_owned)
-}
-
-fn wait_readable(fds: &[BorrowedFd<'_>], most: Duration) {
+/// Waits until one of these can be read, for `most` at the most, if there is a limit.
+fn wait_readable(fds: &[BorrowedFd<'_>], most: Option<Duration>) {
     let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    let _ = poll(&mut fds, PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX));
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    let most = most.map_or(PollTimeout::NONE, |most| PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX));
+    let _ = poll(&mut fds, most);
 }

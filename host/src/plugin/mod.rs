@@ -124,10 +124,11 @@ impl Plugin {
         let name: Arc<str> = settings.name.as_str().into();
         let blueprint =
             Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
-        let (live, description, subscriptions) = blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|e| match e {
-            StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
-            StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
-        })?;
+        let (live, description, subscriptions) =
+            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|e| match e {
+                StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
+                StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
+            })?;
         Ok(Self {
             name,
             blueprint,

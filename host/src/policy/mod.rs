@@ -74,6 +74,20 @@ pub enum Guarantee {
     ProtectedSupervisor,
     /// A signal never makes the kernel run a call of the workload twice (Linux 5.19).
     RestartFree,
+    /// Processes that have changed their user, or are not dumpable, are decided on like all others (`CAP_SYS_PTRACE`).
+    AllCallers,
+}
+
+impl std::fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::RaceFreeExec => "race-free-exec",
+            Self::RaceFreeNetwork => "race-free-network",
+            Self::ProtectedSupervisor => "protected-supervisor",
+            Self::RestartFree => "restart-free",
+            Self::AllCallers => "all-callers",
+        })
+    }
 }
 
 /// One plugin of the chain.
@@ -157,6 +171,18 @@ pub enum SinkTarget {
     Fd(i32),
     /// `unix:PATH`, a stream or datagram socket that somebody listens on.
     Unix(PathBuf),
+}
+
+/// As a policy writes it.
+impl std::fmt::Display for SinkTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stderr => f.write_str("stderr"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Fd(number) => write!(f, "fd:{number}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// How a record is written.

@@ -52,9 +52,8 @@ impl PolicyError {
             let hint = self.hint.as_ref().map(|hint| format!("\nhelp: {hint}")).unwrap_or_default();
             return format!("error: {name}: {}{hint}", self.message);
         };
-        let snippet = Snippet::source(self.text.as_str())
-            .path(name)
-            .annotation(AnnotationKind::Primary.span(place.clone()));
+        let snippet =
+            Snippet::source(self.text.as_str()).path(name).annotation(AnnotationKind::Primary.span(place.clone()));
         let mut group = Level::ERROR.primary_title(self.message.as_str()).element(snippet);
         if let Some(hint) = &self.hint {
             group = group.element(Level::HELP.message(hint.as_str()));
@@ -81,6 +80,19 @@ impl Source {
     /// The same about a key instead of its value.
     pub fn error_at_key(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> PolicyError {
         self.error(self.find(pointer, true), message, hint)
+    }
+
+    /// An error that serde or a plugin found: an unknown key, or one that is there twice, is shown itself instead of its value.
+    pub fn mistake(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> PolicyError {
+        let message = message.into();
+        let about_key = message.contains("unknown field `") || message.contains("duplicate field `");
+        self.error(self.find(pointer, about_key), message, hint)
+    }
+
+    /// An error about a byte of the text.
+    pub fn error_at_byte(&self, at: usize, message: impl Into<String>, hint: Option<String>) -> PolicyError {
+        let width = self.text[at..].chars().next().map_or(0, char::len_utf8);
+        self.error(Some(at..at + width), message, hint)
     }
 
     /// An error about a line and column, both from 1, the column in bytes.
@@ -114,7 +126,8 @@ impl Source {
                         break;
                     };
                     value = &property.value;
-                    range = if want_key { property.name.range().start..property.name.range().end } else { bytes(value) };
+                    range =
+                        if want_key { property.name.range().start..property.name.range().end } else { bytes(value) };
                 }
                 Value::Array(array) => {
                     let Some(element) = segment.parse().ok().and_then(|n: usize| array.elements.get(n)) else { break };

@@ -3,6 +3,8 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
+pub mod injection;
+pub mod mapping;
 pub mod diag;
 pub mod interruption;
 pub mod memory;

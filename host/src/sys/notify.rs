@@ -43,12 +43,22 @@ mod ioctls {
 
 /// The descriptor on which the kernel hands over notifications.
 #[derive(Debug)]
-pub struct Listener(OwnedFd);
+pub struct Listener {
+    fd: OwnedFd,
+    killable: bool,
+}
 
 impl Listener {
-    /// Takes over the descriptor that installing the filter returned.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self(fd)
+    /// Takes over the descriptor that installing the filter returned. `killable`: it was installed with
+    /// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+    pub fn new(fd: OwnedFd, killable: bool) -> Self {
+        Self { fd, killable }
+    }
+
+    /// Whether callers sleep through signals that don't kill them while their notification is being handled. If not, a
+    /// signal ends the notification, and the kernel starts the call again.
+    pub fn keeps_callers(&self) -> bool {
+        self.killable
     }
 
     /// Asks the kernel to run caller and supervisor on one CPU in turn (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`). Whether it
@@ -56,7 +66,7 @@ impl Listener {
     pub fn synchronous_wake_up(&self) -> bool {
         const SET_FLAGS: libc::c_ulong = 0x4008_2104;
         // SAFETY: the ioctl takes a number, no pointer.
-        unsafe { libc::ioctl(self.0.as_raw_fd(), SET_FLAGS as _, 1_u64) == 0 }
+        unsafe { libc::ioctl(self.fd.as_raw_fd(), SET_FLAGS as _, 1_u64) == 0 }
     }
 
     /// Waits for the next notification.
@@ -68,7 +78,7 @@ impl Listener {
         let mut raw: libc::seccomp_notif = unsafe { mem::zeroed() };
         // SAFETY: the kernel writes one `seccomp_notif` of the size that it had when libc's type was made; it has not
         // grown since (`SECCOMP_GET_NOTIF_SIZES` is checked at start, in `seccomp::check_sizes`).
-        unsafe { ioctls::recv(self.0.as_raw_fd(), &raw mut raw) }?;
+        unsafe { ioctls::recv(self.fd.as_raw_fd(), &raw mut raw) }?;
         Ok(Notification { id: raw.id, tid: raw.pid, number: raw.data.nr, arch: raw.data.arch, args: raw.data.args })
     }
 
@@ -85,24 +95,24 @@ impl Listener {
         };
         let mut response = libc::seccomp_notif_resp { id, val, error, flags };
         // SAFETY: `response` is a valid `seccomp_notif_resp` for the time of the call.
-        uninterrupted(|| unsafe { ioctls::send(self.0.as_raw_fd(), &raw mut response) })?;
+        uninterrupted(|| unsafe { ioctls::send(self.fd.as_raw_fd(), &raw mut response) })?;
         Ok(())
     }
 
     /// Whether the caller still waits for the answer: what was read of it in between was its own.
     pub fn is_valid(&self, id: u64) -> bool {
         // SAFETY: the kernel reads one u64.
-        uninterrupted(|| unsafe { ioctls::id_valid(self.0.as_raw_fd(), &raw const id) }).is_ok()
+        uninterrupted(|| unsafe { ioctls::id_valid(self.fd.as_raw_fd(), &raw const id) }).is_ok()
     }
 
-    /// Puts a copy of `fd` into the caller's descriptor table and answers with its number there, in one step
-    /// (`SECCOMP_ADDFD_FLAG_SEND`, Linux 5.14).
+    /// Puts a copy of `fd` into the caller's descriptor table and answers with its number there: in one step from Linux
+    /// 5.14 on (`SECCOMP_ADDFD_FLAG_SEND`), before that in two.
     ///
     /// # Errors
-    /// `ENOENT` as for [`Self::send`]; `EMFILE` where the caller has no room; `EINVAL` before Linux 5.14.
+    /// `ENOENT` as for [`Self::send`]; `EMFILE` where the caller has no room; `EINVAL` before Linux 5.9.
     pub fn send_descriptor(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<()> {
         const SEND: u32 = 2;
-        let request = libc::seccomp_notif_addfd {
+        let mut request = libc::seccomp_notif_addfd {
             id,
             flags: SEND,
             srcfd: fd.as_raw_fd() as u32,
@@ -110,13 +120,13 @@ impl Listener {
             newfd_flags: if cloexec { libc::O_CLOEXEC as u32 } else { 0 },
         };
         // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
-        uninterrupted(|| unsafe { ioctls::addfd(self.0.as_raw_fd(), &raw const request) })?;
+        uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
         Ok(())
     }
 }
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }

@@ -44,6 +44,15 @@ pub fn signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, 0_usize, 0) })
 }
 
+/// Likewise, with flags: to the thread, the process, or its whole group (Linux 6.9).
+///
+/// # Errors
+/// `ESRCH`: it is gone. `EINVAL`: this kernel does not know the flags.
+pub fn signal_with(process: BorrowedFd<'_>, signal: i32, flags: u32) -> io::Result<()> {
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, 0_usize, flags) })
+}
+
 /// Sends a signal to one thread.
 ///
 /// # Errors

@@ -1,15 +1,53 @@
 //! Starting the command, and what a process does to itself.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use nix::sys::signal::SigSet;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::Pid;
 
 use crate::sys::seccomp::Filter;
+
+/// The standard streams that were closed when we were started, and the signals that were ignored, one bit for each by its
+/// number. Rust's runtime opens `/dev/null` for the former and ignores SIGPIPE before `main`, so it is looked at before that;
+/// the command gets it all as it was.
+static CLOSED: AtomicU8 = AtomicU8::new(0);
+static IGNORED: AtomicU32 = AtomicU32::new(0);
+/// The signals that we handle otherwise than we found: Rust's runtime, SIGPIPE; wasmtime, faults; we, SIGCHLD.
+const OURS: [libc::c_int; 6] = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = {
+    extern "C" fn look() {
+        let (mut closed, mut ignored) = (0, 0);
+        // SAFETY: fcntl takes numbers; sigaction(2) without a new action only writes the old one, for which zero bytes are
+        // a valid value. Nothing here needs the runtime, which has not begun yet.
+        unsafe {
+            for stream in 0..3 {
+                if libc::fcntl(stream, libc::F_GETFD) == -1 {
+                    closed |= 1 << stream;
+                }
+            }
+            for signal in OURS {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, std::ptr::null(), &raw mut action);
+                if action.sa_sigaction == libc::SIG_IGN {
+                    ignored |= 1 << signal;
+                }
+            }
+        }
+        CLOSED.store(closed, Relaxed);
+        IGNORED.store(ignored, Relaxed);
+    }
+    look
+};
 
 /// Which of the two a fork has returned in.
 #[derive(Debug, Clone, Copy)]
@@ -49,15 +87,15 @@ impl Command {
     ///
     /// # Errors
     /// `EINVAL` for a NUL in an argument; there is none in what a kernel has handed us.
-    pub fn new(command: &[OsString], environment: &[(OsString, OsString)]) -> io::Result<Self> {
+    pub fn new(command: &[OsString], environment: Vec<CString>) -> io::Result<Self> {
         let c = |text: &[u8]| CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
         let name = command.first().map(|name| name.as_bytes()).unwrap_or_default();
-        let path = environment.iter().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
-        let path = path.unwrap_or(OsStr::new("/bin:/usr/bin")).as_bytes();
+        let path = environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
         let candidates = if name.contains(&b'/') || name.is_empty() {
             vec![c(name)?]
         } else {
-            path.split(|byte| *byte == b':')
+            path.unwrap_or(b"/bin:/usr/bin")
+                .split(|byte| *byte == b':')
                 .map(|directory| match directory {
                     b"" => c(name),
                     directory => c(&[directory, b"/", name].concat()),
@@ -67,13 +105,56 @@ impl Command {
         Ok(Self {
             candidates,
             arguments: command.iter().map(|argument| c(argument.as_bytes())).collect::<io::Result<_>>()?,
-            environment: environment
-                .iter()
-                .map(|(key, value)| c(&[key.as_bytes(), b"=", value.as_bytes()].concat()))
-                .collect::<io::Result<_>>()?,
+            environment,
             said: [b"callgate: ", name, b": "].concat(),
         })
     }
+}
+
+/// Timers (setitimer(2)), which an exec keeps and a fork does not.
+#[derive(Debug, Clone, Copy)]
+pub struct Timers([libc::itimerval; 3]);
+
+const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+
+impl Timers {
+    /// Takes them off the calling process: `alarm 5; exec …` limits the command's time, not ours.
+    pub fn take() -> Self {
+        // SAFETY: zero bytes are a valid itimerval, one that is not running; the kernel fills in the old ones.
+        unsafe {
+            let stopped: libc::itimerval = std::mem::zeroed();
+            let mut timers = [stopped; 3];
+            for (which, timer) in TIMERS.into_iter().zip(&mut timers) {
+                libc::setitimer(which as _, &raw const stopped, timer);
+            }
+            Self(timers)
+        }
+    }
+
+    /// Gives them to the calling process. Allocates nothing.
+    fn start(&self) {
+        for (which, timer) in TIMERS.into_iter().zip(&self.0) {
+            if timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0 {
+                // SAFETY: `timer` is a valid itimerval.
+                unsafe { libc::setitimer(which as _, timer, std::ptr::null_mut()) };
+            }
+        }
+    }
+}
+
+/// Makes sure that children can be waited for: who ignores SIGCHLD has none (wait(2)).
+pub fn expect_children() {
+    // SAFETY: SIG_DFL is no function of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// The session that the command is put into.
+#[derive(Debug, Clone, Copy)]
+pub enum Session {
+    /// The one that we were started in, and the process group.
+    Ours,
+    /// One of its own, which it leads, with this terminal.
+    Own(Option<RawFd>),
 }
 
 /// How the command's process is to be set up before it runs.
@@ -83,18 +164,20 @@ pub struct Setup<'a> {
     pub filter: &'a Filter,
     /// Whether the filter's listener keeps callers through signals.
     pub killable: bool,
-    /// The process group that it joins; 0 for a new one of its own; `None` to stay.
-    pub group: Option<i32>,
-    /// The terminal whose foreground group it becomes.
-    pub terminal: Option<RawFd>,
+    /// Where it stands.
+    pub session: Session,
     /// The signal mask that it starts with.
     pub mask: SigSet,
+    /// The timers that run for it.
+    pub timers: Timers,
     /// Capabilities that it must never have, by number.
     pub without: &'a [u32],
     /// Where it writes the number of the listener's descriptor, and then waits for a byte.
     pub report: RawFd,
     /// Where the byte comes from.
     pub go: RawFd,
+    /// The other end of that, of which it must not keep a copy: it would wait for itself.
+    pub go_writer: RawFd,
 }
 
 /// Starts the command's process. It shares our descriptor table until its filter is installed: that is how we come by the
@@ -131,21 +214,25 @@ unsafe fn become_command(
 ) -> ! {
     // SAFETY: system calls on numbers and on buffers that live on.
     unsafe {
-        if let Some(group) = setup.group {
-            libc::setpgid(0, group);
-        }
-        if let Some(terminal) = setup.terminal {
-            libc::tcsetpgrp(terminal, libc::getpgrp());
+        if let Session::Own(terminal) = setup.session {
+            libc::setsid();
+            if let Some(terminal) = terminal {
+                libc::ioctl(terminal, libc::TIOCSCTTY, 0);
+            }
         }
         for capability in setup.without {
             libc::prctl(libc::PR_CAPBSET_DROP, u64::from(*capability), 0, 0, 0);
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_LOWER, u64::from(*capability), 0, 0);
         }
         give_up(setup.without);
-        // We are hidden, and it has inherited that; without CAP_SYS_PTRACE the supervisor could not look at it either.
+        // We are hidden, and so is what we fork; but without CAP_SYS_PTRACE the supervisor could not look at it either. There
+        // is nobody of the workload yet to look into this copy of our memory, and the exec discards it.
         libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
-        // Rust's runtime ignores SIGPIPE in every program; the command is not to inherit that.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in OURS {
+            let ignored = IGNORED.load(Relaxed) & 1 << signal != 0;
+            libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL });
+        }
+        setup.timers.start();
         libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
         let listener = match setup.filter.install(setup.killable) {
             // Only then may our supervisor touch its own table.
@@ -157,15 +244,25 @@ unsafe fn become_command(
         if listener < 0 {
             libc::_exit(125);
         }
+        // Should the supervisor die now, its listener must be gone with it: nobody would answer the exec.
+        libc::close(listener);
+        libc::close(setup.go_writer);
+        for stream in 0..3 {
+            if CLOSED.load(Relaxed) & 1 << stream != 0 {
+                libc::close(stream);
+            }
+        }
         let mut byte = 0_u8;
         if libc::read(setup.go, (&raw mut byte).cast(), 1) != 1 {
             libc::_exit(125);
         }
+        // As execvp(3), but for a script without `#!`: that would run it with /bin/sh, which is not what was asked for, and
+        // container runtimes do not either.
         let mut failure = libc::ENOENT;
         for candidate in &command.candidates {
             libc::execve(candidate.as_ptr(), argv.as_ptr(), envp.as_ptr());
             match *libc::__errno_location() {
-                libc::ENOENT | libc::ENOTDIR => {}
+                libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
                 libc::EACCES => failure = libc::EACCES,
                 other => {
                     failure = other;
@@ -173,14 +270,14 @@ unsafe fn become_command(
                 }
             }
         }
-        let text: &[u8] = match failure {
-            libc::ENOENT => b"command not found\n",
-            libc::EACCES => b"Permission denied\n",
-            libc::ENOEXEC => b"Exec format error\n",
-            _ => b"cannot be run\n",
+        let text = match failure {
+            libc::ENOENT => "command not found",
+            libc::EACCES => "Permission denied",
+            other => Errno::from_raw(other).desc(),
         };
-        libc::write(2, command.said.as_ptr().cast(), command.said.len());
-        libc::write(2, text.as_ptr().cast(), text.len());
+        for part in [&command.said, text.as_bytes(), b"\n"] {
+            libc::write(2, part.as_ptr().cast(), part.len());
+        }
         libc::_exit(if failure == libc::ENOENT { 127 } else { 126 });
     }
 }
@@ -226,21 +323,32 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Overwrites the values of our own variables where the kernel put them, so that nobody reads them from
-/// `/proc/PID/environ`, and returns them. Must be called before any other thread exists.
-pub fn take_environment(prefix: &str) -> Vec<(String, String)> {
-    let mut taken = Vec::new();
+/// An environment, taken apart.
+#[derive(Debug, Default)]
+pub struct Environment {
+    /// The variables that are ours.
+    pub own: Vec<(String, String)>,
+    /// Everything else, byte for byte: execve(2) promises neither a `=` nor that a name is there once.
+    pub rest: Vec<CString>,
+}
+
+/// Overwrites our own variables, which begin with `prefix`, where the kernel put them, so that nobody reads them from
+/// `/proc/PID/environ`. Must be called before any other thread exists.
+pub fn take_environment(prefix: &str) -> Environment {
+    let mut taken = Environment::default();
     // SAFETY: one thread; `environ` is the array that execve(2) handed us, of writable strings that end with NUL.
     unsafe {
         let mut entry = *std::ptr::addr_of!(environ);
         while !entry.is_null() && !(*entry).is_null() {
-            let text = std::ffi::CStr::from_ptr(*entry).to_bytes();
-            if let Some((key, value)) = text.starts_with(prefix.as_bytes()).then(|| split_variable(text)).flatten() {
-                taken.push((key, value));
+            let text = CStr::from_ptr(*entry);
+            if text.to_bytes().starts_with(prefix.as_bytes()) {
+                taken.own.extend(split_variable(text.to_bytes()));
                 // A page that is never read again may lose plain writes to the optimiser.
-                for at in 0..text.len() {
+                for at in 0..text.to_bytes().len() {
                     (*entry).cast::<u8>().add(at).write_volatile(0);
                 }
+            } else {
+                taken.rest.push(text.to_owned());
             }
             entry = entry.add(1);
         }
@@ -264,12 +372,134 @@ pub fn hide() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Gives the calling thread a working directory and a umask of its own.
-///
-/// # Errors
-/// The kernel's.
-pub fn own_directory() -> nix::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
+/// Closes what whoever started us left open, above the standard streams. It is what has no close-on-exec: that would have
+/// been closed when we were started, and everything of our own has it.
+pub fn close_inherited() {
+    let close = |fd: RawFd| {
+        // SAFETY: takes numbers only. Nobody owns the descriptor: everything that was opened here is close-on-exec.
+        unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) == 0 {
+                libc::close(fd);
+            }
+        }
+    };
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => {
+            let open: Vec<RawFd> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+            open.into_iter().filter(|fd| *fd > 2).for_each(close);
+        }
+        Err(_) => (3..1024).for_each(close),
+    }
+}
+
+/// Puts something empty in the place of these standard streams, so that they don't stay open because of us.
+pub fn forget_streams(streams: &[RawFd]) {
+    let nothing = std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    // Reading from the end of a pipe that nobody holds is an end of file, too.
+    let nothing = nothing.or_else(|_| nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(end, _)| end));
+    if let Ok(nothing) = nothing {
+        for stream in streams {
+            // SAFETY: takes numbers only; the standard streams belong to nobody.
+            unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), *stream) };
+        }
+    }
+}
+
+/// The session whose terminal this is, if it is one.
+pub fn terminal_session(fd: RawFd) -> Option<Pid> {
+    // SAFETY: takes a number.
+    let session = unsafe { libc::tcgetsid(fd) };
+    (session >= 0).then(|| Pid::from_raw(session))
+}
+
+/// Gives up our terminal (TIOCNOTTY, ioctl_tty(2)); if we lead the session, then another may take it.
+pub fn leave_terminal(fd: RawFd) {
+    // SAFETY: takes a number.
+    unsafe { libc::ioctl(fd, libc::TIOCNOTTY) };
+}
+
+/// A signal that one process sends to another, as signalfd(2) shows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Its number.
+    pub number: i32,
+    /// How it came to be sent (`SI_…`, sigaction(2)).
+    pub code: i32,
+    /// By whom.
+    pub pid: u32,
+    /// Of which user.
+    pub uid: u32,
+    /// The value that sigqueue(3) adds.
+    pub value: u64,
+}
+
+/// Sends a signal on, with its value if it has one. Real-time signals, which nix does not have, too.
+pub fn send_on(to: Pid, signal: &Sent) {
+    // SAFETY: kill takes numbers. Zero bytes are a valid siginfo_t, and what is written into it are the members of a queued
+    // signal, at the offsets that they have on 64-bit Linux (include/uapi/asm-generic/siginfo.h).
+    unsafe {
+        if signal.code == libc::SI_QUEUE {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            (info.si_signo, info.si_code) = (signal.number, signal.code);
+            let bytes = (&raw mut info).cast::<u8>();
+            bytes.add(16).cast::<u32>().write_unaligned(signal.pid);
+            bytes.add(20).cast::<u32>().write_unaligned(signal.uid);
+            bytes.add(24).cast::<u64>().write_unaligned(signal.value);
+            libc::syscall(libc::SYS_rt_sigqueueinfo, to.as_raw(), signal.number, &raw const info);
+        } else {
+            libc::kill(to.as_raw(), signal.number);
+        }
+    }
+}
+
+/// Stops the process as this signal does by default, even if it is blocked; returns when it goes on.
+pub fn stop_by(signal: Signal) {
+    let mut alone = SigSet::empty();
+    alone.add(signal);
+    // SAFETY: SIG_DFL is no function of ours.
+    unsafe { libc::signal(signal as i32, libc::SIG_DFL) };
+    let _ = nix::sys::signal::kill(nix::unistd::getpid(), signal);
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&alone), None);
+    let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&alone), None);
+}
+
+/// Our children, as the kernel lists them, or, where it cannot say, by asking for every number that there may be.
+pub fn children() -> Vec<Pid> {
+    if let Ok(list) = std::fs::read_to_string("/proc/thread-self/children") {
+        return list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
+    }
+    const PID_MAX_LIMIT: i32 = 1 << 22; // proc_sys_kernel(5)
+    let is_child = |pid: &i32| {
+        // SAFETY: zero bytes are a valid siginfo_t, and the kernel may write into it; nothing is taken from the child.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+            libc::waitid(libc::P_PID, *pid as u32, &raw mut info, flags) == 0
+        }
+    };
+    (2..PID_MAX_LIMIT).filter(is_child).map(Pid::from_raw).collect()
+}
+
+/// Threads that could not get a working directory and a umask of their own, and take turns with the one that all share.
+static SHARED_DIRECTORY: AtomicBool = AtomicBool::new(false);
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Gives the calling thread a working directory and a umask of its own. Where that is forbidden, as by Docker's seccomp
+/// profile, [`staying`] and [`leaving`] keep threads out of each other's way.
+pub fn own_directory() {
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_err() {
+        SHARED_DIRECTORY.store(true, Relaxed);
+    }
+}
+
+/// While it is held, the working directory stays what it is.
+pub fn staying() -> Option<RwLockReadGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// While it is held, the calling thread may change working directory and umask; it has to change them back.
+pub fn leaving() -> Option<RwLockWriteGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.write().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A procfs of our own that is mounted nowhere, for a root directory without `/proc` (fsopen(2), Linux 5.2).
@@ -288,8 +518,16 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
     }
 }
 
-/// A descriptor that whoever started us left open, by its number.
+/// A descriptor that whoever started us left open, by its number. One that is not open answers every call with `EBADF`.
 pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: used for one fcntl(2) before anything else touches that number; a number that is not open gets EBADF.
+    // SAFETY: nothing of ours closes descriptors that it has not opened, so the number keeps its meaning.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// A copy of such a descriptor, close-on-exec.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    borrow(fd).try_clone_to_owned()
 }

@@ -2,29 +2,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Socket, Verdict};
+use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Object, Socket, Verdict, present};
 use glob_match::glob_match;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// The section `network`. What no rule allows is denied, in every family, except:
+use crate::forms::{OneOrMany, Span};
+
+/// Who may be reached, and by whom. What no rule allows is denied, in every family, except:
 /// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
 /// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
 /// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Network"))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// What may be connected to and sent to.
+    /// What may be connected to and sent to. An event is allowed if one rule matches it.
     #[serde(default)]
-    outbound: Vec<OutboundRule>,
-    /// What may be bound and listened on, and by whom that may be reached.
+    outbound: Vec<Object<OutboundRule>>,
+    /// What may be bound and listened on, and by whom it may be reached.
     #[serde(default)]
-    inbound: Vec<InboundRule>,
-    /// Other families that may be used, by name: `netlink`, `packet`, `vsock`, `raw` (IP sockets of that type), …
+    inbound: Vec<Object<InboundRule>>,
+    /// Other families whose sockets may be used, whatever their address, by name: `netlink`, `packet`, `vsock`, …; `raw` means
+    /// IP sockets of that type.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<Family>"))]
     families: Vec<String>,
-    /// Whether `NETLINK_ROUTE` sockets may be used.
+    /// Whether a program may ask the kernel for its interfaces and routes (`NETLINK_ROUTE` sockets), as resolvers do.
     #[serde(default = "yes")]
     netlink_route: bool,
 }
@@ -33,57 +37,59 @@ const fn yes() -> bool {
     true
 }
 
+/// Allows what it matches: IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every IP
+/// address by TCP and UDP.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
 #[serde(deny_unknown_fields)]
 struct OutboundRule {
-    /// Addresses or networks; absent: any.
+    /// Addresses or networks of the peer; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     to: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    /// Its ports; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    ports: Option<OneOrMany<Span<u16>>>,
+    /// The protocol; absent: TCP and UDP.
+    #[serde(default, deserialize_with = "present")]
     protocol: Option<Protocol>,
-    /// A path of an AF_UNIX socket, or a glob.
+    /// The path of an AF_UNIX socket, or a glob.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/postgresql/.s.PGSQL.5432"))]
     unix: Option<String>,
-    /// A name in the abstract namespace, or a glob, without the leading NUL.
+    /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
+    #[serde(default, deserialize_with = "present")]
     unix_abstract: Option<String>,
 }
 
+/// Allows what it matches: local IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every
+/// IP address by TCP and UDP.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
 #[serde(deny_unknown_fields)]
 struct InboundRule {
     /// Local addresses or networks; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     on: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    /// Local ports; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    ports: Option<OneOrMany<Span<u16>>>,
+    /// The protocol; absent: TCP and UDP.
+    #[serde(default, deserialize_with = "present")]
     protocol: Option<Protocol>,
-    /// Peers that may connect; absent: any. Datagrams come from anybody, so a rule with peers is none for UDP.
+    /// Addresses or networks of peers that may connect; absent: any. Datagrams come from anybody, so a rule with peers is
+    /// none for UDP.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     from: Option<OneOrMany<String>>,
+    /// The path of an AF_UNIX socket, or a glob.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/app/*.sock"))]
     unix: Option<String>,
+    /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
+    #[serde(default, deserialize_with = "present")]
     unix_abstract: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::One(one) => vec![one],
-            Self::Many(many) => many,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-enum Ports {
-    One(u16),
-    Range(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -92,8 +98,11 @@ enum Ports {
 enum Protocol {
     /// TCP, and multipath TCP.
     Tcp,
+    /// UDP.
     Udp,
+    /// UDP-Lite.
     Udplite,
+    /// SCTP.
     Sctp,
     /// ICMP and ICMPv6 datagram sockets, as ping(8) uses them.
     Icmp,
@@ -131,7 +140,7 @@ struct Rule {
 
 #[derive(Debug)]
 enum Matches {
-    Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<(u16, u16)>>, protocol: Option<Protocol> },
+    Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<Span<u16>>>, protocol: Option<Protocol> },
     Unix(String),
     UnixAbstract(String),
 }
@@ -166,13 +175,13 @@ impl Network {
     /// # Errors
     /// An address, a port or a family that is none.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let outbound = config.outbound.into_iter().enumerate().map(|(n, rule)| {
+        let outbound = config.outbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/outbound/{n}");
             let matches = matches(&at, "to", rule.to, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: None })
         });
         let outbound = outbound.collect::<Result<_, ConfigError>>()?;
-        let inbound = config.inbound.into_iter().enumerate().map(|(n, rule)| {
+        let inbound = config.inbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/inbound/{n}");
             if let (Some(Protocol::Udp | Protocol::Udplite | Protocol::Icmp), Some(_)) = (rule.protocol, &rule.from) {
                 let mut error = ConfigError::at(format!("{at}/from"), "datagrams are received from anybody");
@@ -313,7 +322,7 @@ impl Rule {
                     // Nobody asks before a datagram is received.
                     None => used == Protocol::Tcp || used == Protocol::Udp && self.from.is_none(),
                 }) && nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&ip)))
-                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|(low, high)| (low..=high).contains(&&port)))
+                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|span| span.contains(port)))
             }
             _ => false,
         }
@@ -324,7 +333,7 @@ fn matches(
     at: &str,
     key: &str,
     addresses: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    ports: Option<OneOrMany<Span<u16>>>,
     protocol: Option<Protocol>,
     unix: Option<String>,
     unix_abstract: Option<String>,
@@ -333,7 +342,7 @@ fn matches(
     match (unix, unix_abstract) {
         (None, None) => Ok(Matches::Ip {
             nets: addresses.map(|addresses| nets(addresses, &format!("{at}/{key}"))).transpose()?,
-            ports: ports.map(|ports| port_ranges(ports, &format!("{at}/ports"))).transpose()?,
+            ports: ports.map(OneOrMany::into_vec),
             protocol,
         }),
         (Some(_), Some(_)) => Err(ConfigError::at(at, "a rule has either \"unix\" or \"unix_abstract\"")),
@@ -372,25 +381,6 @@ fn unmapped(net: &IpNet) -> IpNet {
         return mapped.into();
     }
     *net
-}
-
-fn port_ranges(ports: OneOrMany<Ports>, at: &str) -> Result<Vec<(u16, u16)>, ConfigError> {
-    let many = matches!(ports, OneOrMany::Many(_));
-    let ports = ports.into_vec().into_iter().enumerate();
-    ports
-        .map(|(n, ports)| match ports {
-            Ports::One(port) => Ok((port, port)),
-            Ports::Range(text) => text
-                .split_once('-')
-                .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)))
-                .or_else(|| text.parse().ok().map(|port: u16| (port, port)))
-                .filter(|(low, high)| low <= high)
-                .ok_or_else(|| {
-                    let at = if many { format!("{at}/{n}") } else { at.to_owned() };
-                    ConfigError::at(at, format!("{text:?} is no port or range of ports such as \"8000-8100\""))
-                }),
-        })
-        .collect()
 }
 
 /// A destination that the kernel replaces by its own host: 0.0.0.0 and :: are the loopback addresses there.
@@ -505,6 +495,71 @@ fn family_name(number: u16) -> String {
     name.unwrap_or_else(|| format!("the address family {number}"))
 }
 
+/// What JSON Schema needs beyond the types.
+#[cfg(feature = "schema")]
+mod schema {
+    use std::borrow::Cow;
+
+    use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+    use super::FAMILIES;
+
+    pub(super) struct Net;
+
+    impl JsonSchema for Net {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Net".into()
+        }
+
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            // A first look; what a pattern cannot tell, the plugin does.
+            json_schema!({
+                "type": "string",
+                "pattern": r"^([0-9.]+(/([0-9]|[12][0-9]|3[0-2]))?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-8]))?)$",
+                "examples": ["192.0.2.7", "192.0.2.0/24", "2001:db8::/32"],
+            })
+        }
+    }
+
+    pub(super) struct Family;
+
+    impl JsonSchema for Family {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Family".into()
+        }
+
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            let names: Vec<&str> = ["raw"].into_iter().chain(FAMILIES.iter().map(|(name, _)| *name)).collect();
+            json_schema!({ "type": "string", "enum": names })
+        }
+    }
+
+    /// A rule is for IP addresses, or for a path, or for an abstract name.
+    pub(super) fn one_kind(rule: &mut Schema) {
+        let none_of = |keys: &[&str]| {
+            let keys: Vec<_> = keys.iter().map(|key| serde_json::json!({ "required": [key] })).collect();
+            serde_json::json!({ "not": { "anyOf": keys } })
+        };
+        let ip = ["to", "on", "ports", "protocol"];
+        let with = |other: &'static str| [&ip[..], &[other]].concat();
+        rule.insert(
+            "dependentSchemas".to_owned(),
+            serde_json::json!({ "unix": none_of(&with("unix_abstract")), "unix_abstract": none_of(&with("unix")) }),
+        );
+    }
+}
+
+#[cfg(feature = "schema")]
+use schema::{Family, Net, one_kind};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -586,7 +641,7 @@ mod tests {
         #[test]
         fn any_address_is_taken_or_refused_without_a_panic(text: String) {
             let _ = nets(OneOrMany::One(text.clone()), "");
-            let _ = port_ranges(OneOrMany::One(Ports::Range(text)), "");
+            Span::<u16>::parse(&text);
         }
     }
 }

@@ -1,0 +1,141 @@
+//! What can be promised here: found out at start, on the command's own process, which waits under its filter.
+//!
+//! SECURITY.md says what each guarantee is worth. May depend on `sys`, `intercept::caller` and `policy`.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Result, bail};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use crate::event::{EventKind, EventKinds};
+use crate::intercept::caller::Caller;
+use crate::intercept::path::View;
+use crate::policy::{Guarantee, Mode};
+use crate::sys::credentials::capability_sets;
+use crate::sys::notify::Listener;
+use crate::sys::pidfd;
+
+/// For each guarantee: that it holds, or why it does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings(Vec<(Guarantee, Result<(), String>)>);
+
+/// Tries what enforcement will need. `command` waits and has not run yet.
+///
+/// # Errors
+/// Nothing at all can be decided on, because the supervisor may not look at the command's process.
+pub fn find(view: &View, listener: &Listener, command: Pid) -> Result<Findings> {
+    let caller = match Caller::read(view, command.as_raw() as u32) {
+        Ok(caller) => caller,
+        Err(error) => bail!(
+            "the supervisor may not look at the command's process ({error}): without that it cannot decide on anything. \
+             Give the container CAP_SYS_PTRACE, which the command will not get"
+        ),
+    };
+    Ok(Findings(vec![
+        (Guarantee::RaceFreeExec, can_hold(command)),
+        (Guarantee::RaceFreeNetwork, can_take_sockets(&caller)),
+        (Guarantee::ProtectedSupervisor, cannot_reach_us(&caller)),
+        (Guarantee::RestartFree, never_restarts(listener)),
+        (Guarantee::AllCallers, can_look_at_anybody()?),
+    ]))
+}
+
+impl Findings {
+    /// Says what does not hold and would be missed.
+    ///
+    /// # Errors
+    /// The policy requires it, or rules would be without effect.
+    pub fn check(&self, required: &[Guarantee], governed: EventKinds, mode: Mode) -> Result<()> {
+        for (guarantee, found) in &self.0 {
+            let Err(why) = found else { continue };
+            if required.contains(guarantee) {
+                bail!("the policy requires {guarantee}, which cannot be had here: {why}");
+            }
+            match guarantee {
+                Guarantee::RaceFreeNetwork if governed.intersects(NETWORK) => match mode {
+                    Mode::Enforce => bail!("the policy's network rules cannot be enforced here: {why}"),
+                    Mode::DryRun => tracing::warn!("network events are not seen: {why}"),
+                },
+                Guarantee::RaceFreeExec if governed.contains(EventKind::Exec) && mode == Mode::Enforce => {
+                    tracing::warn!("{guarantee} does not hold, so an attacker can run what is denied: {why}");
+                }
+                Guarantee::AllCallers if !governed.is_empty() && nix::unistd::geteuid().is_root() => {
+                    tracing::warn!("{why}");
+                }
+                _ => tracing::info!("{guarantee} does not hold: {why}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a guarantee holds.
+    pub fn has(&self, wanted: Guarantee) -> bool {
+        self.0.iter().any(|(guarantee, found)| *guarantee == wanted && found.is_ok())
+    }
+}
+
+const NETWORK: EventKinds = EventKinds::NONE
+    .with(EventKind::Connect)
+    .with(EventKind::Bind)
+    .with(EventKind::Listen)
+    .with(EventKind::Accept)
+    .with(EventKind::Send);
+
+/// PTRACE_SEIZE, by which an exec is held before its first instruction.
+fn can_hold(command: Pid) -> Result<(), String> {
+    let held = ptrace::seize(command, ptrace::Options::empty()).and_then(|()| {
+        ptrace::interrupt(command)?;
+        waitpid(command, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD))?;
+        ptrace::detach(command, None)
+    });
+    held.map_err(|error| {
+        let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+        match scope.trim() {
+            "2" | "3" => format!("ptrace(2) is refused ({error}); kernel.yama.ptrace_scope is {}", scope.trim()),
+            _ => format!("ptrace(2) is refused ({error})"),
+        }
+    })
+}
+
+/// pidfd_getfd(2), by which calls are performed on the caller's own socket.
+fn can_take_sockets(caller: &Caller) -> Result<(), String> {
+    match pidfd::duplicate(caller.pidfd.as_fd(), 0) {
+        Err(error) if error.raw_os_error() != Some(libc::EBADF) => Err(format!(
+            "pidfd_getfd(2) is refused ({error}), as Docker's seccomp profile does without CAP_SYS_PTRACE; give the container \
+             that capability (on Fargate: linuxParameters.capabilities.add), the command will not get it"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// With these capabilities (capabilities(7)) the workload has means that the supervisor cannot take from it: another
+/// process's namespaces and memory (`CAP_SYS_ADMIN`), its files (`CAP_DAC_READ_SEARCH`, by handle), the machine.
+fn cannot_reach_us(caller: &Caller) -> Result<(), String> {
+    const REACHING: [(u32, &str); 2] = [(21, "CAP_SYS_ADMIN"), (22, "CAP_SYS_BOOT")];
+    let has = |number: u32| caller.status.identity.capabilities & (1 << number) != 0;
+    match REACHING.iter().find(|(number, _)| has(*number)) {
+        Some((_, name)) => Err(format!("the command has {name}")),
+        None => Ok(()),
+    }
+}
+
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+fn never_restarts(listener: &Listener) -> Result<(), String> {
+    if listener.keeps_callers() {
+        return Ok(());
+    }
+    Err("this kernel (before Linux 5.19) starts a call again when a signal comes while it is being decided".to_owned())
+}
+
+/// ptrace(2), "access mode checking": without the capability we may look only at processes of our own user that are dumpable.
+fn can_look_at_anybody() -> Result<Result<(), String>> {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    if capability_sets()?.effective & CAP_SYS_PTRACE != 0 {
+        return Ok(Ok(()));
+    }
+    let why =
+        "without CAP_SYS_PTRACE the calls of processes that change their user, or are not dumpable, are refused unseen";
+    Ok(Err(why.to_owned()))
+}

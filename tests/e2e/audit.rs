@@ -1,0 +1,207 @@
+//! The audit log: what is in a record, where records go, and what a bad sink does to the workload.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Fixture, finish, run};
+
+/// Allows bash, with this audit section.
+fn auditing(audit: Value) -> Fixture {
+    Fixture::new(json!({ "allow_executables": ["/bin/bash", "/bin/true"], "audit": audit }))
+}
+
+#[test]
+fn a_record_says_who_did_what_under_whom_and_what_would_allow_it() {
+    let fixture = auditing(json!({}));
+    fixture.bash("cd /usr; (bash -c '/bin/ls --all /; true'); true");
+    let records = fixture.records();
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(record["schema"], "callgate.record/1");
+    assert_eq!((&record["record"], &record["mode"]), (&json!(1), &json!("enforce")));
+    assert!(record["time"].as_str().unwrap().ends_with('Z'));
+    assert_eq!((&record["event"], &record["requested"]), (&json!("exec"), &json!("/bin/ls")));
+    assert_eq!(record["file"]["path"], "/usr/bin/ls");
+    assert_eq!(record["arguments"], json!(["/bin/ls", "--all", "/"]));
+    assert_eq!(record["directory"], "/usr");
+    assert_eq!((&record["subject"]["executable"], &record["subject"]["uid"]), (&json!("/usr/bin/bash"), &json!(0)));
+    let ancestors = record["ancestors"].as_array().unwrap();
+    assert_eq!(ancestors.last().unwrap()["executable"], "/usr/bin/bash", "{ancestors:?}");
+    assert_eq!(record["subject"]["parent"], ancestors[0]["pid"]);
+    assert_eq!((&record["verdict"], &record["outcome"]), (&json!("deny"), &json!("denied")));
+    assert_eq!((&record["plugin"], &record["rule"]), (&json!("allowlist"), &json!("executables.not-listed")));
+    assert_eq!(record["hint"], r#"add "/usr/bin/ls" to allow_executables"#);
+    assert_eq!(record["errno"], json!({ "number": 13, "name": "EACCES" }));
+    assert!(record["took_us"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn allowed_calls_are_recorded_on_request_and_records_are_numbered() {
+    let fixture = auditing(json!({ "decisions": "all" }));
+    fixture.bash("/bin/true; /bin/false; /bin/true");
+    let records = fixture.records();
+    let outcomes: Vec<_> = records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["allowed", "allowed", "denied", "allowed"]);
+    for (index, record) in records.iter().enumerate() {
+        assert_eq!((&record["record"], &record["sequence"]), (&json!(index + 1), &json!(index + 1)));
+    }
+    assert_eq!(records[0]["rule"], "executables.listed");
+}
+
+#[test]
+fn by_default_records_go_to_standard_error_and_never_to_standard_output() {
+    let fixture = auditing(json!({ "sinks": ["stderr"] }));
+    let outcome = fixture.bash("/bin/false; echo out");
+    assert_eq!(outcome.stdout, "out\n");
+    assert_eq!(outcome.stderr.lines().filter(|line| line.starts_with(r#"{"schema""#)).count(), 1, "{outcome:?}");
+}
+
+#[test]
+fn on_a_terminal_a_person_reads_one_line_with_a_hint() {
+    let fixture = auditing(json!({ "sinks": ["stderr"] }));
+    // script(1) gives the command a terminal.
+    let line = format!("{} -p {} bash -c /bin/false", crate::harness::CALLGATE, fixture.policy().display());
+    let outcome = run(std::process::Command::new("script").args(["-qec", &line, "/dev/null"]));
+    let told =
+        outcome.stdout.lines().find(|line| line.starts_with("callgate: ")).unwrap_or_else(|| panic!("{outcome:?}"));
+    assert!(told.contains("denied") && told.contains("exec of /usr/bin/false by bash["), "{told:?}");
+    assert!(told.contains(r#"to allow it, add "/usr/bin/false" to allow_executables"#), "{told:?}");
+    assert!(!outcome.stdout.contains("schema"), "{outcome:?}");
+}
+
+#[test]
+fn every_sink_gets_every_record() {
+    let fixture = auditing(json!({}));
+    let (stream, datagram) = (fixture.path("stream"), fixture.path("datagram"));
+    let listener = UnixListener::bind(&stream).unwrap();
+    let socket = UnixDatagram::bind(&datagram).unwrap();
+    let (mut from_fd, to_fd) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&to_fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let number = to_fd.as_raw_fd();
+    let policy = json!({
+        "allow_executables": ["/bin/bash", "/bin/ls"],
+        "audit": { "sinks": [
+            format!("file:{}", fixture.path("a").display()),
+            { "to": format!("file:{}", fixture.path("b").display()), "format": "text" },
+            format!("unix:{}", stream.display()), format!("unix:{}", datagram.display()), format!("fd:{number}")
+        ]}
+    });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    let outcome = fixture.bash(&format!("/bin/false; ls /proc/self/fd/{number}"));
+    assert!(outcome.stderr.contains("No such file"), "the workload has the sink's descriptor: {outcome:?}");
+    drop(to_fd);
+    let expected = fs::read_to_string(fixture.path("a")).unwrap();
+    assert_eq!(expected.lines().count(), 1, "{expected}");
+    assert!(fs::read_to_string(fixture.path("b")).unwrap().starts_with("callgate: denied exec of /usr/bin/false"));
+    let mut line = String::new();
+    BufReader::new(listener.accept().unwrap().0).read_line(&mut line).unwrap();
+    assert_eq!(line, expected);
+    let mut buffer = [0; 65536];
+    let length = socket.recv(&mut buffer).unwrap();
+    assert_eq!(buffer[..length], *expected.trim_end().as_bytes());
+    let mut text = String::new();
+    from_fd.read_to_string(&mut text).unwrap();
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_file_of_records_is_for_its_owner_and_is_never_reached_through_a_link() {
+    let fixture = auditing(json!({}));
+    fixture.bash("/bin/false");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(fixture.path("records")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    fs::rename(fixture.path("records"), fixture.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", fixture.path("records")).unwrap();
+    let outcome = fixture.bash("true");
+    assert_eq!(outcome.code(), 125);
+    assert!(outcome.stderr.contains("cannot open the audit sink file:"), "{outcome:?}");
+}
+
+/// A collector that takes a connection and never reads.
+fn stuck(fixture: &Fixture) -> UnixListener {
+    UnixListener::bind(fixture.path("stuck")).unwrap()
+}
+
+fn denials(count: usize) -> String {
+    // Long arguments fill the socket's buffer soon.
+    format!("x={}; for ((i = 0; i < {count}; i++)); do /bin/false $x; done 2>/dev/null", "y".repeat(4000))
+}
+
+#[test]
+fn a_stuck_sink_stops_nothing_and_what_was_lost_is_counted() {
+    let fixture = auditing(json!({}));
+    let _listener = stuck(&fixture);
+    let policy = json!({
+        "allow_executables": ["/bin/bash"],
+        "audit": { "queue": 10, "sinks": [
+            format!("unix:{}", fixture.path("stuck").display()),
+            format!("file:{}", fixture.path("records").display())
+        ]}
+    });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    assert_eq!(fixture.bash(&format!("{}; exit 3", denials(200))).code(), 3);
+    let records = fixture.records();
+    let last = records.last().unwrap();
+    assert_eq!(last["event"], "records-lost", "{last}");
+    let lost = last["lost"].as_object().unwrap();
+    let lost_by_file = lost.get(&format!("file:{}", fixture.path("records").display())).and_then(Value::as_u64);
+    let lost_by_stuck = lost[&format!("unix:{}", fixture.path("stuck").display())].as_u64().unwrap();
+    assert!(lost_by_stuck > 100, "{last}");
+    assert_eq!(records.len() as u64 - 1 + lost_by_file.unwrap_or(0), 200);
+}
+
+#[test]
+fn a_policy_can_ask_that_calls_wait_for_their_records() {
+    let fixture = auditing(json!({}));
+    let listener = stuck(&fixture);
+    let policy = json!({
+        "allow_executables": ["/bin/bash"],
+        "audit": { "queue": 1, "when_full": "block", "sinks": [format!("unix:{}", fixture.path("stuck").display())] }
+    });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    let mut command = fixture.callgate();
+    command.args(["bash", "-c", &denials(200)]);
+    let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let stream = BufReader::new(listener.accept().unwrap().0);
+    // Whatever was read so far, the command cannot be further ahead than queue and socket hold; in the end all is there.
+    let records: Vec<Value> = stream.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert_eq!(records.len(), 200);
+    assert!(records.iter().enumerate().all(|(index, record)| record["record"] == json!(index + 1)));
+    finish(child);
+}
+
+#[test]
+fn a_broken_sink_stops_nothing() {
+    let fixture = auditing(json!({ "sinks": ["unix:/no/such/socket", "file:/dev/full"] }));
+    let started = Instant::now();
+    let outcome = fixture.bash("/bin/false; exit 4");
+    assert_eq!(outcome.code(), 4);
+    assert!(started.elapsed().as_secs() < 10);
+    let missing = auditing(json!({ "sinks": ["file:/no/such/directory/log"] }));
+    assert_eq!(missing.bash("true").code(), 125);
+    let missing = auditing(json!({ "sinks": ["fd:77"] }));
+    assert_eq!(missing.bash("true").code(), 125);
+}
+
+#[test]
+fn a_shared_standard_error_that_was_made_non_blocking_loses_no_record() {
+    let fixture = auditing(json!({ "sinks": ["stderr"] }));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = fixture.callgate();
+    let make = "import fcntl, os; fcntl.fcntl(2, fcntl.F_SETFL, os.O_NONBLOCK | os.O_WRONLY)";
+    let policy = json!({
+        "allow_executables": ["/bin/bash", "/usr/bin/"], "deny_executables": ["/bin/false"], "audit": { "sinks": ["stderr"] }
+    });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    let python = "/usr/bin/python3";
+    command.args(["bash", "-c", &format!("{python} -c '{make}'; exec 3>&2; exec 2>/dev/null; {}", denials(100))]);
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(writer).spawn().unwrap();
+    drop(command);
+    let text = std::io::read_to_string(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
+    crate::harness::wait(&mut child);
+    assert_eq!(text.lines().filter(|line| line.contains(r#""outcome":"denied""#)).count(), 100);
+}
