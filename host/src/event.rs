@@ -380,7 +380,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A change of user or groups. An id that is not to change is absent.
+/// A change of user or groups. Ids are those of the supervisor's user namespace; one that is not to change is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Credentials {

@@ -4,6 +4,7 @@
 //! ([`decide`]), the verdict an outcome (`enforce`), and all of it a record ([`audit`]). Start reading at `launch`.
 
 pub mod audit;
+pub mod check;
 pub mod decide;
 pub mod enforce;
 pub mod event;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::MsFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::Pid;
 
@@ -20,21 +21,23 @@ use crate::audit::{Audit, Outcome, Record, Refusal};
 use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
-use crate::enforce::{signals, waiting};
+use crate::enforce::signals;
+use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
-use crate::intercept::caller::{self, Caller, Status};
+use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
 use crate::intercept::network::{self, Held};
 use crate::intercept::path::View;
+use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
-use crate::sys::credentials::{self, Identity};
+use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
-use crate::sys::{pidfd, process, seccomp};
+use crate::sys::{interruption, pidfd, process, seccomp};
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -64,10 +67,11 @@ struct Office {
     chain: Mutex<Chain>,
     mode: Mode,
     audit: Audit,
-    own: Identity,
-    withheld: u64,
+    own: Own,
     /// Whether an exec can be held and looked at.
     verifies: bool,
+    room: Room,
+    sockets: Sockets,
     guardian: Option<u32>,
     threads: AtomicUsize,
     idle: AtomicUsize,
@@ -89,8 +93,7 @@ impl Supervision for Supervisor {
         findings.check(&self.required, wanted, mode)?;
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
-        let own = openat(view.proc(), "self", OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty())?;
-        let own = Status::read(own.as_fd())?.identity;
+        let own = view.own().clone();
         let office = Arc::new(Office {
             listener,
             view,
@@ -98,14 +101,23 @@ impl Supervision for Supervisor {
             chain: Mutex::new(chain),
             mode,
             audit: Audit::start(&self.audit, mode)?,
-            own: Identity { capabilities: credentials::capability_sets()?.effective, ..own },
-            withheld: self.withheld,
+            own: Own { identity: own, withheld: self.withheld },
             verifies: findings.has(Guarantee::RaceFreeExec),
+            room: Room::new()?,
+            sockets: Sockets::default(),
             guardian,
             threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         });
+        interruption::prepare()?;
+        raise_descriptor_limit();
+        let watched = Arc::clone(&office);
+        std::thread::Builder::new()
+            .name("callgate-watch".into())
+            .stack_size(STACK)
+            .spawn(move || watched.room.watch(&watched.listener))
+            .context("cannot start a thread")?;
         for _ in 0..2 {
             receive(&office)?;
         }
@@ -124,6 +136,13 @@ impl Supervision for Supervisor {
             office.over.store(true, SeqCst);
             office.audit.finish(Duration::from_secs(2));
         }
+    }
+}
+
+/// Each call that waits holds some descriptors. The workload's own limit was set when it was started.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
@@ -157,7 +176,8 @@ fn receive(office: &Arc<Office>) -> Result<()> {
         .spawn(move || {
             process::own_directory();
             // See `intercept::network::destination`: paths to sockets begin here.
-            if nix::unistd::fchdir(ours.view.proc()).is_err() {
+            let at_home = nix::unistd::fchdir(ours.view.proc());
+            if at_home.and_then(|()| interruption::allow()).is_err() {
                 std::process::abort();
             }
             work(&ours);
@@ -230,7 +250,8 @@ impl Office {
         {
             return self.guard(&caller, call, notification);
         }
-        let intercepted = intercept::intercept(&self.view, &caller, self.wanted, call, notification);
+        let intercepted =
+            intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -249,6 +270,9 @@ impl Office {
             Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
                 self.send_messages(&caller, &held, vector, count, flags, notification)
+            }
+            Ok(Intercepted::PeerCredentials(held, value, length)) => {
+                Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
             }
             Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
         }
@@ -376,16 +400,22 @@ impl Office {
     }
 
     fn verified(&self, event: &Event, decision: &Decision, result: std::io::Result<Verified>) -> Option<Answer> {
+        let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
             Ok(Verified::Killed(why)) => ("not-what-was-decided", why, Outcome::Killed),
             Ok(Verified::Traced) => {
-                let why = "the caller is traced by another process, so what it runs cannot be verified".to_owned();
+                let why = "the caller is traced by another process, so that what it runs cannot be verified".to_owned();
+                hint = Some("attach the tracer to the program when it runs already".to_owned());
                 ("traced", why, Outcome::Denied(libc::EPERM))
+            }
+            Ok(Verified::Unreadable) => {
+                let why = "the supervisor may not read the program, so it cannot tell what that runs".to_owned();
+                ("unreadable", why, Outcome::Denied(libc::EACCES))
             }
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };
-        let denial = Denial { rule: rule.to_owned(), reason: why, hint: None, errno: None };
+        let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
         let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..decision.clone() };
         self.record(event, &decision, outcome);
         match outcome {
@@ -394,11 +424,25 @@ impl Office {
         }
     }
 
-    fn desk<'a>(&'a self, caller: &'a Caller, id: u64) -> Desk<'a> {
-        Desk { listener: &self.listener, view: &self.view, own: &self.own, withheld: self.withheld, id, caller }
+    fn desk<'a>(&'a self, caller: &'a Arc<Caller>, id: u64) -> Desk<'a> {
+        Desk {
+            listener: &self.listener,
+            view: &self.view,
+            own: &self.own,
+            room: &self.room,
+            sockets: &self.sockets,
+            id,
+            caller,
+        }
     }
 
-    fn carry_out(&self, caller: &Caller, copy: Copy, id: u64, decided: Option<(&Event, &Decision)>) -> Option<Answer> {
+    fn carry_out(
+        &self,
+        caller: &Arc<Caller>,
+        copy: Copy,
+        id: u64,
+        decided: Option<(&Event, &Decision)>,
+    ) -> Option<Answer> {
         let desk = self.desk(caller, id);
         let performed = match &copy {
             Copy::Numbers => return Some(Answer::Continue),
@@ -410,7 +454,7 @@ impl Office {
             }
             Copy::Connect(held, target) => perform::connect(&desk, held, target),
             Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog) => perform::listen(held, *backlog),
+            Copy::Listen(held, backlog) => perform::listen(&desk, held, *backlog),
             Copy::Send(held, message) => perform::send(&desk, held, message),
         };
         self.performed(caller, performed, id, decided)
@@ -454,7 +498,7 @@ impl Office {
                 break None;
             }
             let at = vector.wrapping_add(sent * (network::HEADER_SIZE + 8));
-            let message = match network::copy_message(&self.view, caller, held, at, flags) {
+            let message = match network::copy_message(&self.view, &self.own, caller, held, at, flags) {
                 Ok(message) => message,
                 Err(errno) => break Some(Answer::Errno(errno as i32)),
             };

@@ -1,6 +1,6 @@
 //! The main job: a policy, the plugins that it names, and the command under them.
 //!
-//! What `callgate run` and `callgate check` do, from the policy's file to the command's exit status. May depend on everything.
+//! What `callgate run` does, from the policy's file to the command's exit status. May depend on everything.
 
 use std::ffi::{CString, OsString};
 use std::io::IsTerminal;
@@ -56,22 +56,6 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     launch::run(&launch, filter, &mut supervisor)
 }
 
-/// Loads a policy and its plugins, and says in a line for each what they are.
-///
-/// # Errors
-/// As for [`run`].
-pub fn check(path: &std::path::Path) -> Result<String> {
-    let (policy, source) = Policy::load(path)?;
-    let chain = load(&Engine::new()?, &policy, &source)?;
-    let mut report = format!("{}: valid\n", path.display());
-    for plugin in chain.plugins() {
-        let kinds: Vec<&str> = plugin.subscriptions().iter().map(|kind| kind.name()).collect();
-        let is = plugin.description();
-        report += &format!("plugin {}: {} {}, decides on {}\n", plugin.name(), is.name, is.version, kinds.join(", "));
-    }
-    Ok(report)
-}
-
 /// Capabilities (capabilities(7)) that the command never gets: with them it could read, write or replace the supervisor, or
 /// the kernel under it. `CAP_SYS_MODULE`, `CAP_SYS_RAWIO`, `CAP_SYS_PTRACE`, `CAP_PERFMON`, `CAP_BPF`.
 const WITHHELD: [u32; 5] = [16, 17, 19, 38, 39];
@@ -87,7 +71,8 @@ fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
     }
 }
 
-fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
+/// Loads the plugins of a policy.
+pub(crate) fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     // Plugins run only while the clock does; its thread has ended when this returns, so that we can fork.
     let _clock = engine.start_clock().context("cannot start a thread")?;
     let chain = Chain::load(engine, policy, builtin::ALLOWLIST_PRECOMPILED);
@@ -104,9 +89,7 @@ fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
         }
         _ => (format!("{}/path", settings.place), None),
     };
-    let message = format!("plugin {:?}: {}", settings.name, error.source);
-    let about_key = message.contains("unknown field") || message.contains("duplicate field");
-    if about_key { source.error_at_key(&place, message, hint) } else { source.error_at(&place, message, hint) }
+    source.mistake(&place, format!("plugin {:?}: {}", settings.name, error.source), hint)
 }
 
 /// Says on standard error why we have failed.

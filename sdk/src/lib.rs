@@ -41,9 +41,15 @@
 //! ```
 //!
 //! A plugin is built for `wasm32-unknown-unknown` and encoded as a component. It imports nothing but what this crate does:
-//! no files, no network, no clock.
+//! no files, no network, no clock. `README.md` beside this crate goes from nothing to a component, step by step.
 
 use serde::de::DeserializeOwned;
+
+pub mod example;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Guide;
 
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
@@ -56,6 +62,9 @@ pub mod bindings {
         default_bindings_module: "callgate_sdk::bindings",
     });
 }
+
+/// For configurations in which a mistake must not pass: see `callgate-json`.
+pub use callgate_json::{Object, present};
 
 pub use bindings::callgate::policy::host::{FileRole, Level};
 pub use bindings::callgate::policy::types::{
@@ -72,7 +81,12 @@ pub trait Plugin: Sized + 'static {
     /// Its version (semver.org).
     const VERSION: &'static str;
 
-    /// Takes its configuration.
+    /// A JSON Schema of its configuration, for people and tools that write policies.
+    fn config_schema() -> Option<String> {
+        None
+    }
+
+    /// Takes its configuration. Called for the first instance, and again for each that replaces one that has failed.
     ///
     /// # Errors
     /// What is wrong with it, and where.
@@ -138,12 +152,28 @@ impl Verdict {
         }
         self
     }
+
+    /// The same, with the errno(3) that the caller gets.
+    #[must_use]
+    pub fn errno(mut self, errno: u16) -> Self {
+        if let Self::Deny(denial) = &mut self {
+            denial.errno = Some(errno);
+        }
+        self
+    }
 }
 
 impl ConfigError {
     /// A mistake at a place, which is a JSON Pointer (RFC 6901) into the configuration.
     pub fn at(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), message: message.into(), hint: None }
+    }
+
+    /// The same, with what to write instead.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
     }
 }
 
@@ -167,21 +197,10 @@ pub fn decide<P: Plugin>(plugin: &mut P, event: &Event) -> Verdict {
 /// # Errors
 /// What is wrong with it, and where.
 pub fn configure<P: Plugin>(config: &str) -> Result<P, ConfigError> {
-    let mut json = serde_json::Deserializer::from_str(config);
-    let config = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let mut pointer = String::new();
-        for segment in error.path() {
-            use serde_path_to_error::Segment;
-            match segment {
-                Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
-                Segment::Map { key } => pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
-                Segment::Enum { .. } | Segment::Unknown => {}
-            }
-        }
-        let message = error.inner().to_string();
-        // serde_json ends with its own idea of the place, which is not the policy's.
-        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        ConfigError::at(pointer, message)
+    let config = callgate_json::from_str(config).map_err(|mistake| ConfigError {
+        pointer: mistake.pointer,
+        message: mistake.message,
+        hint: mistake.hint,
     })?;
     P::new(config)
 }
@@ -260,7 +279,7 @@ macro_rules! plugin {
                     interface::Description {
                         name: <$plugin as $crate::Plugin>::NAME.to_owned(),
                         version: <$plugin as $crate::Plugin>::VERSION.to_owned(),
-                        config_schema: None,
+                        config_schema: <$plugin as $crate::Plugin>::config_schema(),
                     }
                 }
 

@@ -4,8 +4,17 @@
 mod harness;
 
 mod audit;
+mod bypass;
 mod cli;
 mod container;
+mod exec;
+mod exec_races;
 mod launch;
+mod network;
+mod network_races;
+mod network_transparency;
+mod plugins;
+mod policies;
 mod supervisor;
 mod terminal;
+mod users;

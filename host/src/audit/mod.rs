@@ -119,7 +119,7 @@ impl Audit {
     pub fn start(settings: &AuditSettings, mode: Mode) -> Result<Self> {
         let mut sinks = Vec::new();
         for sink in &settings.sinks {
-            let name = describe(&sink.to);
+            let name = sink.to.to_string();
             let place = Place::open(&sink.to).with_context(|| format!("cannot open the audit sink {name}"))?;
             let terminal = place.is_terminal();
             let writer = Writer { place, persistent: settings.when_full == WhenFull::Block };
@@ -214,15 +214,6 @@ impl Audit {
         for queue in &self.sinks {
             queue.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
-    }
-}
-
-fn describe(target: &SinkTarget) -> String {
-    match target {
-        SinkTarget::Stderr => "stderr".to_owned(),
-        SinkTarget::File(path) => format!("file:{}", path.display()),
-        SinkTarget::Fd(fd) => format!("fd:{fd}"),
-        SinkTarget::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 

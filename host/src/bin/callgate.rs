@@ -69,7 +69,7 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
         .unwrap_or_else(|| DEFAULT_POLICY.into());
     match arguments.job {
         Job::Check => {
-            print!("{}", wrap::check(&policy)?);
+            print!("{}", callgate::check::check(&policy)?);
             Ok(0)
         }
         Job::Run(command) => {

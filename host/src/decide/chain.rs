@@ -169,3 +169,197 @@ fn failed(failure: &Failure) -> Denial {
 fn by_default() -> Denial {
     Denial { rule: "default".to_owned(), reason: "no plugin allowed it".to_owned(), hint: None, errno: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::decide::FileRole;
+    use crate::event::{Action, Exec, Socket, Subject};
+
+    struct NoFacts;
+
+    impl Facts for NoFacts {
+        fn ancestors(&self) -> Vec<Subject> {
+            Vec::new()
+        }
+
+        fn digest(&self, _: FileRole) -> Result<String, String> {
+            Err("none".into())
+        }
+
+        fn environment(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    /// What a stub answers.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Says {
+        Allow,
+        Deny,
+        Abstain,
+        Fail,
+    }
+
+    /// Says always the same, and remembers which events it was asked about.
+    struct Stub {
+        name: String,
+        kinds: EventKinds,
+        says: Says,
+        asked: Vec<u64>,
+    }
+
+    impl Judge for Stub {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn subscriptions(&self) -> EventKinds {
+            self.kinds
+        }
+
+        fn decide(&mut self, event: &Event, _: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+            self.asked.push(event.sequence);
+            match self.says {
+                Says::Allow => Ok(Verdict::Allow { rule: Some(self.name.clone()) }),
+                Says::Deny => Ok(Verdict::Deny(Denial { rule: self.name.clone(), ..by_default() })),
+                Says::Abstain => Ok(Verdict::Abstain),
+                Says::Fail => {
+                    Err(Failure { plugin: self.name.clone(), kind: "trap".into(), message: "unreachable".into() })
+                }
+            }
+        }
+    }
+
+    fn chain(plugins: &[(Says, OnFailure, Mode)], default: DefaultVerdict) -> Chain<Stub> {
+        let stub = |(index, &(says, on_failure, mode)): (usize, &(Says, OnFailure, Mode))| {
+            let kinds = EventKinds::NONE.with(EventKind::Exec);
+            (Stub { name: format!("p{index}"), kinds, says, asked: Vec::new() }, on_failure, mode)
+        };
+        Chain::of(plugins.iter().enumerate().map(stub), default)
+    }
+
+    fn enforced(says: &[Says], default: DefaultVerdict) -> Chain<Stub> {
+        let plugins: Vec<_> = says.iter().map(|says| (*says, OnFailure::Deny, Mode::Enforce)).collect();
+        chain(&plugins, default)
+    }
+
+    fn event(action: Action) -> Event {
+        Event { sequence: 0, time_ms: 0, subject: Subject::default(), action }
+    }
+
+    fn decide(chain: &mut Chain<Stub>) -> Decision {
+        chain.decide(&mut event(Action::Exec(Exec::default())), &(Arc::new(NoFacts) as Arc<dyn Facts>))
+    }
+
+    #[test]
+    fn the_first_denial_counts_and_who_comes_later_is_not_asked() {
+        use Says::{Abstain, Allow, Deny};
+        let mut chain = enforced(&[Allow, Abstain, Deny, Deny], DefaultVerdict::Allow);
+        let decision = decide(&mut chain);
+        assert_eq!((decision.denial.unwrap().rule.as_str(), decision.plugin.as_str()), ("p2", "p2"));
+        assert_eq!(chain.links.iter().map(|link| link.plugin.asked.len()).collect::<Vec<_>>(), [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn one_allow_suffices_and_the_first_is_named() {
+        use Says::{Abstain, Allow};
+        let decision = decide(&mut enforced(&[Abstain, Allow, Allow], DefaultVerdict::Deny));
+        assert_eq!((decision.denial, decision.plugin.as_str()), (None, "p1"));
+        assert_eq!(decision.allowed_by.as_deref(), Some("p1"));
+    }
+
+    #[test]
+    fn where_all_abstain_the_default_decides() {
+        for (default, denied) in [(DefaultVerdict::Deny, true), (DefaultVerdict::Allow, false)] {
+            let decision = decide(&mut enforced(&[Says::Abstain, Says::Abstain], default));
+            assert_eq!((decision.denial.is_some(), decision.plugin.as_str()), (denied, HOST));
+        }
+    }
+
+    #[test]
+    fn a_failure_means_what_the_policy_says_and_is_recorded_either_way() {
+        for (on_failure, denied_by) in [(OnFailure::Deny, Some("p0")), (OnFailure::Abstain, None)] {
+            let plugins = [(Says::Fail, on_failure, Mode::Enforce), (Says::Allow, OnFailure::Deny, Mode::Enforce)];
+            let decision = decide(&mut chain(&plugins, DefaultVerdict::Deny));
+            assert_eq!(decision.denial.as_ref().map(|_| decision.plugin.as_str()), denied_by);
+            assert_eq!(decision.failures.len(), 1);
+            assert_eq!(decision.failures[0].plugin, "p0");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_only_dry_runs_look_at_is_not_denied_by_default() {
+        let mut chain = chain(&[(Says::Deny, OnFailure::Deny, Mode::DryRun)], DefaultVerdict::Deny);
+        assert!(chain.subscriptions().contains(EventKind::Exec));
+        let decision = decide(&mut chain);
+        assert_eq!((decision.denial, decision.candidates.len()), (None, 1));
+    }
+
+    #[test]
+    fn nobody_is_asked_about_what_it_did_not_subscribe_to() {
+        let mut chain = enforced(&[Says::Deny], DefaultVerdict::Deny);
+        assert!(!chain.subscriptions().contains(EventKind::Socket));
+        let mut socket = event(Action::Socket(Socket { family: 2, kind: 1, protocol: 0 }));
+        let decision = chain.decide(&mut socket, &(Arc::new(NoFacts) as Arc<dyn Facts>));
+        assert_eq!((decision.denial, chain.links[0].plugin.asked.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_program_without_a_path_is_governed_with_programs() {
+        let mut chain = enforced(&[Says::Allow], DefaultVerdict::Deny);
+        assert!(chain.subscriptions().contains(EventKind::ExecFileless));
+        let mut fileless = event(Action::ExecFileless(Exec::default()));
+        let decision = chain.decide(&mut fileless, &(Arc::new(NoFacts) as Arc<dyn Facts>));
+        assert_eq!((decision.denial.is_some(), chain.links[0].plugin.asked.len()), (true, 0));
+    }
+
+    fn any_plugin() -> impl Strategy<Value = (Says, OnFailure, Mode)> {
+        (
+            prop_oneof![Just(Says::Allow), Just(Says::Deny), Just(Says::Abstain), Just(Says::Fail)],
+            prop_oneof![Just(OnFailure::Deny), Just(OnFailure::Abstain)],
+            prop_oneof![Just(Mode::Enforce), Just(Mode::DryRun)],
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_composition_is_that_of_its_description(
+            plugins in proptest::collection::vec(any_plugin(), 0..8),
+            default in prop_oneof![Just(DefaultVerdict::Deny), Just(DefaultVerdict::Allow)],
+        ) {
+            let mut chain = chain(&plugins, default);
+            let decision = decide(&mut chain);
+            let counting: Vec<_> = plugins.iter().filter(|(.., mode)| *mode == Mode::Enforce).collect();
+            let denies = |(says, on_failure, _): &&&(Says, OnFailure, Mode)| {
+                *says == Says::Deny || *says == Says::Fail && *on_failure == OnFailure::Deny
+            };
+            let allowed = counting.iter().any(|(says, ..)| *says == Says::Allow);
+            let expected = counting.iter().any(|plugin| denies(&plugin))
+                || !counting.is_empty() && !allowed && default == DefaultVerdict::Deny;
+            prop_assert_eq!(decision.denial.is_some(), expected);
+            // Who does not count changes nothing, and is asked in any case.
+            for (link, (says, _, mode)) in chain.links.iter().zip(&plugins) {
+                if *mode == Mode::DryRun {
+                    prop_assert_eq!(link.plugin.asked.len(), 1);
+                    let candidate = decision.candidates.iter().any(|(name, _)| *name == link.plugin.name);
+                    prop_assert_eq!(candidate, *says == Says::Deny);
+                }
+            }
+            let without: Vec<_> = counting.into_iter().copied().collect();
+            let alone = decide(&mut super::tests::chain(&without, default));
+            prop_assert_eq!(alone.denial.is_some(), decision.denial.is_some());
+        }
+
+        #[test]
+        fn events_are_numbered_in_the_order_of_decisions(count in 1_u64..20) {
+            let mut chain = enforced(&[Says::Abstain], DefaultVerdict::Allow);
+            for _ in 0..count {
+                decide(&mut chain);
+            }
+            prop_assert_eq!(&chain.links[0].plugin.asked, &(1..=count).collect::<Vec<_>>());
+        }
+    }
+}

@@ -6,7 +6,7 @@
 //! to a thread.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -19,9 +19,11 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
+use crate::enforce::traced;
 use crate::intercept::caller::Caller;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
+use crate::sys::mapping::{self, Mapped};
 use crate::sys::notify::{Answer, Listener};
 
 /// How a verified call ended.
@@ -35,6 +37,8 @@ pub enum Verified {
     Killed(String),
     /// The caller cannot be held, because somebody in the workload traces it: the call was not carried out.
     Traced,
+    /// We may not read the file, so what it runs is not known: the call was not carried out.
+    Unreadable,
 }
 
 /// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on.
@@ -49,12 +53,21 @@ pub fn exec(
     program: &Program,
     digests: &[(FileRole, String)],
 ) -> io::Result<Verified> {
-    held(listener, id, caller, |leader, is_exec| {
+    if program.unreadable {
+        return Ok(Verified::Unreadable);
+    }
+    let result = held(listener, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
         }
         difference(view, leader, program, digests)
-    })
+    });
+    match result {
+        Ok(Verified::Traced) => {
+            traced::exec(listener, view, id, caller, |leader| difference(view, leader, program, digests))
+        }
+        result => result,
+    }
 }
 
 /// Lets the kernel carry out setgroups(2), and kills the caller if it then has other groups.
@@ -104,14 +117,21 @@ fn held(
         interrupt()?;
     }
     let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
-    if let Some(why) = check(stopped, is_exec) {
+    // Of one that somebody kills meanwhile nothing can be read any more.
+    let wrong = check(stopped, is_exec).filter(|_| ptrace::getevent(stopped).is_ok());
+    if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
-        let _ = ptrace::detach(stopped, None);
-        reap(stopped);
-        return Ok(Verified::Killed(why));
     }
-    let _ = ptrace::detach(stopped, None);
-    Ok(Verified::Done)
+    release(stopped);
+    Ok(wrong.map_or(Verified::Done, Verified::Killed))
+}
+
+/// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
+/// it until its tracer has seen it off.
+pub fn release(held: Pid) {
+    if ptrace::detach(held, None).is_err() {
+        reap(held);
+    }
 }
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
@@ -188,21 +208,12 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
         _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
     }
-    let loader = match open("auxv", OFlag::O_RDONLY) {
-        Ok(auxv) => loader_of(view, File::from(auxv), || open("maps", OFlag::O_RDONLY).map(File::from)),
-        Err(error) => return unreadable("auxiliary vector", error),
+    let mapped = match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {
+        Ok(mapped) => mapped,
+        Err(error) => return Some(format!("its memory could not be looked at: {error}")),
     };
-    match (loader, &program.files.loader) {
-        (Ok(None), None) => {}
-        (Ok(Some((path, inode))), Some(decided)) => {
-            let same = fstat(decided).is_ok_and(|stat| stat.st_ino == inode)
-                && view.link_of(decided.as_fd()).is_ok_and(|name| *name == *path);
-            if !same {
-                return Some(format!("its loader is {path}"));
-            }
-        }
-        (Ok(found), _) => return Some(format!("its loader is {}", found.map_or("none".into(), |(path, _)| path))),
-        (Err(error), _) => return Some(format!("its loader could not be found: {error}")),
+    if let Some(difference) = mapped_difference(view, &mapped, program) {
+        return Some(difference);
     }
     if let Some(difference) = argument_difference(program, open("cmdline", OFlag::O_RDONLY).map(File::from)) {
         return Some(difference);
@@ -237,32 +248,32 @@ fn argument_difference(program: &Program, cmdline: nix::Result<File>) -> Option<
     }
 }
 
-/// The file that is mapped where the kernel put the dynamic loader (`AT_BASE`, getauxval(3)), if there is one.
-fn loader_of(
-    _view: &View,
-    mut auxv: File,
-    maps: impl FnOnce() -> nix::Result<File>,
-) -> io::Result<Option<(String, u64)>> {
-    let mut bytes = Vec::new();
-    auxv.read_to_end(&mut bytes)?;
-    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-    let base = bytes
-        .chunks_exact(16)
-        .map(|pair| (word(&pair[..8]), word(&pair[8..])))
-        .find(|(kind, _)| *kind == libc::AT_BASE as u64)
-        .map_or(0, |(_, value)| value);
-    if base == 0 {
-        return Ok(None);
+/// Before its first instruction a process has mapped the program and its loader, and no other file.
+fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Option<String> {
+    let loader = program.files.loader.as_ref().map(AsFd::as_fd);
+    let has = |shown: &[(u64, u64)], mapped: &Mapped| shown.contains(&(mapped.device, mapped.inode));
+    let mut executable = shown_as(program.files.executable());
+    let mut loads = loader.map(shown_as).unwrap_or_default();
+    if !mapped.iter().all(|mapped| has(&executable, mapped) || has(&loads, mapped)) {
+        executable.extend(really_shown_as(view, program.files.executable()));
+        loads.extend(loader.and_then(|loader| really_shown_as(view, loader)));
     }
-    for line in BufReader::new(maps()?).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        let mut fields = line.split_whitespace();
-        let start = fields.next().and_then(|range| range.split('-').next()).unwrap_or_default();
-        if u64::from_str_radix(start, 16) == Ok(base) {
-            let inode = fields.nth(3).and_then(|inode| inode.parse().ok()).unwrap_or(0);
-            let path = line.find('/').map_or("", |at| &line[at..]).to_owned();
-            return Ok(Some((path, inode)));
-        }
+    if let Some(other) = mapped.iter().find(|mapped| !has(&executable, mapped) && !has(&loads, mapped)) {
+        return Some(format!("its loader is {}", other.path));
     }
-    Err(io::Error::other("nothing is mapped at AT_BASE"))
+    (loader.is_some() && !mapped.iter().any(|mapped| has(&loads, mapped))).then(|| "it has no loader".to_owned())
+}
+
+/// The device and inode numbers that a mapping of this file has, as a rule.
+fn shown_as(file: BorrowedFd<'_>) -> Vec<(u64, u64)> {
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).into_iter().collect()
+}
+
+/// The same where the file system is made of others (overlayfs, btrfs) and shows other numbers there than to stat(2): by
+/// mapping the file ourselves.
+fn really_shown_as(view: &View, file: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    let maps = openat(view.proc(), "self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let file = view.reopen(file, OFlag::O_RDONLY).ok()?;
+    let ours = mapping::of(file.as_fd(), maps.into()).ok()?;
+    Some((ours.device, ours.inode))
 }

@@ -5,4 +5,5 @@
 pub mod exec;
 pub mod network;
 pub mod signals;
+pub mod traced;
 pub mod waiting;

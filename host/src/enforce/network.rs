@@ -1,20 +1,22 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
+use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
-use nix::poll::PollFlags;
+use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, umask};
 
-use crate::enforce::waiting::{self, Woken};
+use crate::enforce::waiting::{Over, Room};
 use crate::event::Address;
 use crate::intercept::caller::Caller;
-use crate::intercept::network::{Held, Message, Target};
-use crate::intercept::path::{View, same_file};
-use crate::sys::credentials::{self, Identity};
+use crate::intercept::network::{Held, Message, Rest, Target};
+use crate::intercept::path::View;
+use crate::intercept::sockets::{Place, Sockets};
+use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
+use crate::sys::memory::Pages;
 use crate::sys::notify::{Answer, Listener};
 use crate::sys::{pidfd, process, socket};
 
@@ -25,7 +27,7 @@ pub enum Performed {
     Answer(Answer),
     /// A signal has to be handled first; afterwards the call may start again (or not).
     Interrupted {
-        /// Whether `SA_RESTART` restarts it.
+        /// Whether `SA_RESTART` makes it.
         restartable: bool,
     },
     /// The caller is gone.
@@ -51,78 +53,91 @@ pub struct Desk<'a> {
     /// Our view of files.
     pub view: &'a View,
     /// Who we are.
-    pub own: &'a Identity,
-    /// Capabilities that the workload was never given, as bits.
-    pub withheld: u64,
+    pub own: &'a Own,
+    /// Where those are looked after whose calls wait.
+    pub room: &'a Room,
+    /// What we did before.
+    pub sockets: &'a Sockets,
     /// The notification.
     pub id: u64,
     /// The caller.
-    pub caller: &'a Caller,
+    pub caller: &'a Arc<Caller>,
 }
 
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let theirs = &self.caller.status.identity;
-        let same = theirs.uid == self.own.uid
-            && theirs.gid == self.own.gid
-            && theirs.groups == self.own.groups
-            && theirs.capabilities == self.own.capabilities & !self.withheld;
-        if same { work() } else { credentials::run_as(self.own, theirs, work)? }
+        self.own.act_as(&self.caller.status.identity, 0, work)
+    }
+
+    /// Makes a call that may wait. `limit`: the socket's option that says how long.
+    fn waiting<T>(
+        &self,
+        held: &Held,
+        limit: i32,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> Result<io::Result<T>, Performed> {
+        loop {
+            let result = {
+                let _seat = self.room.enter(self.id, self.caller);
+                call()
+            };
+            if result.as_ref().err().and_then(io::Error::raw_os_error) != Some(libc::EINTR) {
+                return Ok(result);
+            }
+            match Over::look(self.listener, self.id, self.caller) {
+                None => {}
+                Some(Over::Gone) => return Err(Performed::Gone),
+                Some(Over::Signal) => {
+                    // sock_intr_errno (include/net/sock.h): with a time limit the call does not start again.
+                    let limited = socket::timeout_us(&held.fd, limit).unwrap_or(0) > 0;
+                    return Err(Performed::Interrupted { restartable: !limited });
+                }
+            }
+        }
     }
 }
 
 /// connect(2).
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
-    let attempt = || {
+    let call = || {
         let _staying = target.file.is_some().then(process::staying);
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
     let connects = held.socket.kind == libc::SOCK_STREAM as u32 || held.socket.kind == libc::SOCK_SEQPACKET as u32;
-    if !connects || !held.blocks() {
-        return attempt().into();
-    }
-    let timeout = socket::timeout_us(&held.fd, libc::SO_SNDTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
-    let mut first = true;
-    loop {
-        // connect(2) has no flag for not waiting, only the socket has; it is set for as long as the call takes.
-        let result = without_blocking(held, attempt);
-        let error = result.as_ref().err().and_then(io::Error::raw_os_error);
-        let events = match error {
-            Some(libc::EINPROGRESS | libc::EALREADY) => PollFlags::POLLOUT,
-            Some(libc::EAGAIN) if unix => PollFlags::empty(),
-            // An attempt that went well in the meantime, if it was ours.
-            Some(libc::EISCONN) if !first && !unix => return Performed::Answer(Answer::Value(0)),
-            _ => return result.into(),
-        };
-        first = false;
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), events, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Performed::Gone,
-            // sock_intr_errno (include/net/sock.h): with a time limit the call does not start again.
-            Woken::Signal => return Performed::Interrupted { restartable: timeout == 0 },
-            Woken::TimedOut if unix => return Performed::Answer(Answer::Errno(libc::EAGAIN)),
-            Woken::TimedOut => return Performed::Answer(Answer::Errno(libc::EINPROGRESS)),
+    let result = if connects && held.blocks() {
+        match desk.waiting(held, libc::SO_SNDTIMEO, call) {
+            Ok(result) => result,
+            Err(performed) => return performed,
         }
+    } else {
+        call()
+    };
+    if result.is_ok()
+        && let Some(place) = place(held, target)
+    {
+        desk.sockets.was_connected(&held.fd, &place, desk.caller.status.pid);
     }
+    result.into()
 }
 
-fn without_blocking<T>(held: &Held, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let flags = OFlag::from_bits_retain(fcntl(&held.fd, FcntlArg::F_GETFL)?);
-    fcntl(&held.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    let result = work();
-    fcntl(&held.fd, FcntlArg::F_SETFL(flags))?;
-    result
+/// Where an AF_UNIX socket is connected to.
+fn place(held: &Held, target: &Target) -> Option<Place> {
+    if i32::from(held.socket.family) != libc::AF_UNIX {
+        return None;
+    }
+    match &target.file {
+        Some(file) => fstat(file).ok().map(|stat| Place::File(stat.st_dev, stat.st_ino)),
+        None => Some(Place::Name(target.bytes.clone())),
+    }
 }
 
 /// bind(2).
 pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if let Some(parent) = &target.file {
-        return bind_to_path(desk, held, target, parent.as_fd());
+        return bind_to_path(desk, held, target, parent);
     }
     let unprivileged = matches!(target.address,
         Address::Ipv4 { port, .. } | Address::Ipv6 { port, .. } if port == 0 || port >= 1024);
@@ -131,41 +146,36 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
 }
 
 /// A path is what getsockname(2) will tell, so it must be the caller's own; it is looked up again, from the caller's
-/// directory, and what was made is then compared with where it was decided that it be made.
-fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::fd::BorrowedFd<'_>) -> Performed {
+/// directory. That this leads to the place that was decided on is seen to by Landlock, on a thread that may make sockets
+/// there and nowhere else, and by a look at what was made.
+fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd) -> Performed {
     let path: Vec<u8> = target.bytes[2..].iter().copied().take_while(|byte| *byte != 0).collect();
-    let name: Vec<u8> = path.iter().rev().copied().take_while(|byte| *byte != b'/').collect::<Vec<_>>();
-    let name: Vec<u8> = name.into_iter().rev().collect();
-    let name = name.as_slice();
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     if fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
         return Performed::Answer(Answer::Errno(libc::EADDRINUSE));
     }
-    let roots = desk.view.caller_directory(desk.caller, "root").and_then(|root| fstat(&root));
-    let ours = nix::fcntl::openat(desk.view.proc(), "self/root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(|root| fstat(&root));
-    let same_root = matches!((roots, ours), (Ok(theirs), Ok(ours)) if same_file(&theirs, &ours));
-    let result = (|| {
-        let directory = if path.starts_with(b"/") && same_root {
-            None
-        } else if !path.starts_with(b"/") {
-            Some(desk.view.caller_directory(desk.caller, "cwd")?)
-        } else {
-            // Another root: the name that others see cannot be kept.
-            return Err(io::Error::from(Errno::EOPNOTSUPP));
-        };
-        let _leaving = process::leaving();
-        if let Some(directory) = &directory {
-            nix::unistd::fchdir(directory)?;
-        }
-        let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
-        let result = desk.as_caller(|| socket::bind(&held.fd, &target.bytes));
-        umask(before);
-        // Threads that perform calls work in /proc; see `intercept::network::destination`.
-        if nix::unistd::fchdir(desk.view.proc()).is_err() {
-            std::process::abort();
-        }
-        result
-    })();
+    let result = std::thread::scope(|scope| {
+        let bind = std::thread::Builder::new().spawn_scoped(scope, || {
+            process::own_directory();
+            let shared = process::leaving();
+            let before = take_place_of(desk, shared.is_none())?;
+            if let Err(error) = confine(parent) {
+                tracing::debug!(%error, "no Landlock: what a bind made is looked at afterwards");
+            }
+            let result = desk.as_caller(|| socket::bind(&held.fd, &target.bytes));
+            if shared.is_some() {
+                umask(before);
+                go_home(desk);
+            }
+            result
+        });
+        bind?.join().unwrap_or_else(|_| Err(Errno::EFAULT.into()))
+    });
+    // A path that leads nowhere for us, as /proc/self/fd/3/name does: then the socket is named after our way to its place.
+    let result = result.or_else(|error| match error.raw_os_error() {
+        Some(libc::EACCES | libc::ENOENT | libc::ENOTDIR) => bind_beneath(desk, held, parent, name).map_err(|_| error),
+        _ => Err(error),
+    });
     if result.is_ok() {
         let made = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         let is_socket =
@@ -173,112 +183,276 @@ fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: std::os::
         if !is_socket {
             return Performed::Mismatch;
         }
+        if let Address::Unix { path } = &target.address {
+            desk.sockets.was_bound(&held.fd, path.clone());
+        }
     }
     result.into()
 }
 
-/// listen(2).
-pub fn listen(held: &Held, backlog: i32) -> Performed {
-    socket::listen(&held.fd, backlog).into()
+/// From now on the calling thread makes sockets only under this directory.
+fn confine(directory: &OwnedFd) -> Result<(), RulesetError> {
+    let rule = PathBeneath::new(directory, AccessFs::MakeSock);
+    let ruleset = Ruleset::default().handle_access(AccessFs::MakeSock)?.create()?.add_rule(rule)?;
+    ruleset.restrict_self().map(drop)
 }
 
-/// Waits for a connection, without taking more than one.
+/// Makes a path mean to the calling thread what it means to the caller; but for the root, where other threads of ours have
+/// the same. Returns the umask that was.
+fn take_place_of(desk: &Desk<'_>, alone: bool) -> io::Result<Mode> {
+    let root = desk.view.caller_directory(desk.caller, "root")?;
+    let directory = desk.view.caller_directory(desk.caller, "cwd")?;
+    if alone {
+        nix::unistd::fchdir(root)?;
+        if let Err(error) = nix::unistd::chroot(".") {
+            tracing::debug!(%error, "the root stays our own");
+        }
+    }
+    nix::unistd::fchdir(directory)?;
+    Ok(umask(Mode::from_bits_truncate(desk.caller.status.umask)))
+}
+
+/// Threads that perform calls work in `/proc`; see `intercept::network::destination`.
+fn go_home(desk: &Desk<'_>) {
+    if nix::unistd::fchdir(desk.view.proc()).is_err() {
+        std::process::abort();
+    }
+}
+
+fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> io::Result<i64> {
+    // Threads that perform calls work in /proc; see `intercept::network::destination`.
+    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    address.extend_from_slice(format!("self/fd/{}/", parent.as_raw_fd()).as_bytes());
+    address.extend_from_slice(name);
+    address.push(0);
+    let _alone = process::leaving();
+    let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
+    let result = desk.as_caller(|| socket::bind(&held.fd, &address));
+    umask(before);
+    result
+}
+
+/// listen(2).
+pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32) -> Performed {
+    let work = || socket::listen(&held.fd, backlog);
+    // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
+    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
+    let result = if unix { desk.as_caller(work) } else { work() };
+    if unix
+        && result.is_ok()
+        && let Some(place) = own_place(desk, held)
+    {
+        desk.sockets.listens(place, desk.caller.status.pid);
+    }
+    result.into()
+}
+
+/// Where an AF_UNIX socket was bound to.
+fn own_place(desk: &Desk<'_>, held: &Held) -> Option<Place> {
+    match desk.sockets.bound(&held.fd) {
+        Some(path) => {
+            let stat = nix::sys::stat::stat(path.as_str()).ok()?;
+            Some(Place::File(stat.st_dev, stat.st_ino))
+        }
+        None => socket::local_address(&held.fd).ok().map(Place::Name),
+    }
+}
+
+/// `SO_PEERCRED` of getsockopt(2).
+pub fn peer_credentials(desk: &Desk<'_>, held: &Held, value: u64, length: u64) -> Answer {
+    // Only where it is we whom the kernel takes for the peer is there anything to be put right; and a caller in a pid
+    // namespace of its own knows processes by other numbers than we do.
+    let same_numbers = desk.caller.status.inner_pid == desk.caller.status.pid;
+    let told = socket::peer_credentials(&held.fd).ok().filter(|ids| ids[0] == std::process::id() && same_numbers);
+    let Some((told, peer)) = told.and_then(|told| Some((told, desk.sockets.peer(&held.fd)?))) else {
+        return Answer::Continue;
+    };
+    let ids: Vec<u8> = [peer, told[1], told[2]].iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let write = || {
+        let room = desk.caller.copy(length, 4)?;
+        let room = i32::from_ne_bytes([room[0], room[1], room[2], room[3]]);
+        let count = usize::try_from(room).map_err(|_| Errno::EINVAL)?.min(ids.len());
+        desk.caller.write(value, &ids[..count])?;
+        desk.caller.write(length, &(count as u32).to_ne_bytes())
+    };
+    write().map_or_else(|errno| Answer::Errno(errno as i32), |()| Answer::Value(0))
+}
+
+/// accept(2).
 ///
 /// # Errors
-/// How the wait ended instead.
+/// How it ended instead.
 pub fn accept(desk: &Desk<'_>, held: &Held) -> Result<(Held, Vec<u8>), Performed> {
-    let blocks = held.blocks();
-    let timeout = socket::timeout_us(&held.fd, libc::SO_RCVTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    loop {
-        match without_blocking(held, || socket::accept(&held.fd, 0)) {
-            Ok((fd, peer)) => return Ok((Held { fd, socket: held.socket }, peer)),
-            Err(error) if blocks && error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) => return Err(Err(error).into()),
-        }
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), PollFlags::POLLIN, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Err(Performed::Gone),
-            Woken::Signal => return Err(Performed::Interrupted { restartable: timeout == 0 }),
-            Woken::TimedOut => return Err(Performed::Answer(Answer::Errno(libc::EAGAIN))),
-        }
+    let call = || socket::accept(&held.fd, 0);
+    let result = if held.blocks() { desk.waiting(held, libc::SO_RCVTIMEO, call)? } else { call() };
+    match result {
+        Ok((fd, peer)) => Ok((Held { fd, socket: held.socket }, peer)),
+        Err(error) => Err(Err(error).into()),
     }
 }
 
 /// One message. On a stream that blocks, all of it is sent, as the kernel does.
+///
+/// It is first tried without waiting, which costs nothing; what does not go like that is done again in the caller's way.
 pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
-    let quiet = message.flags & libc::MSG_NOSIGNAL != 0;
-    // Pages of ours that the kernel reads later would change under it; this is what it answers where it cannot pin any.
-    if message.flags & libc::MSG_ZEROCOPY != 0 {
-        return Performed::Answer(Answer::Errno(libc::ENOBUFS));
-    }
-    let waits = message.flags & libc::MSG_DONTWAIT == 0 && held.blocks();
-    let flags = message.flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    let timeout = socket::timeout_us(&held.fd, libc::SO_SNDTIMEO).unwrap_or(0);
-    let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_micros(timeout as u64));
-    let inet = matches!(i32::from(held.socket.family), libc::AF_INET | libc::AF_INET6);
-    let unix = i32::from(held.socket.family) == libc::AF_UNIX;
-    let mut control = message.control.clone();
-    if unix {
-        add_credentials(desk, &mut control);
-    }
-    let address = message.target.as_ref().map(|target| target.bytes.as_slice());
-    let mut sent = 0;
+    let mut sending = match Sending::new(desk, held, message) {
+        Ok(sending) => sending,
+        Err(error) => return Err(error).into(),
+    };
+    let may_wait = || message.flags & libc::MSG_DONTWAIT == 0 && held.blocks();
+    let mut wait = sending.in_one_piece() && may_wait();
     loop {
-        let first = sent == 0;
-        let mut attempt = || {
-            let by_path = message.target.as_ref().is_some_and(|target| target.file.is_some());
-            let _staying = by_path.then(process::staying);
-            let control = if first { control.as_mut_slice() } else { &mut [] };
-            socket::send(&held.fd, &message.data[sent..], if first { address } else { None }, control, flags)
+        let result = if wait {
+            match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
+                Ok(result) => result,
+                Err(Performed::Interrupted { .. }) if sending.sent > 0 => Ok(0),
+                Err(performed) => return performed,
+            }
+        } else {
+            sending.attempt(libc::MSG_DONTWAIT)
         };
-        let result = if inet && message.control.is_empty() { attempt() } else { desk.as_caller(attempt) };
-        let error = result.as_ref().err().and_then(io::Error::raw_os_error);
-        match (result, error) {
-            (Ok(count), _) => {
-                sent += count as usize;
-                if !waits || !held.is_stream() || sent >= message.data.len() {
-                    return Performed::Answer(Answer::Value(sent as i64));
+        match result {
+            Ok(count) if sending.goes_on(count as usize, wait) => {
+                if sending.is_cut_short() {
+                    wait = may_wait();
+                    if !wait {
+                        return Performed::Answer(Answer::Value(sending.sent as i64));
+                    }
                 }
-                continue;
             }
-            (_, Some(libc::EAGAIN | libc::EINPROGRESS)) if waits => {}
-            (_, _) if sent > 0 => return Performed::Answer(Answer::Value(sent as i64)),
-            (result, Some(libc::EPIPE)) if !quiet && held.is_stream() => {
-                if desk.listener.is_valid(desk.id) {
-                    let _ = pidfd::signal_thread(desk.caller.status.pid, desk.caller.tid, libc::SIGPIPE);
+            Ok(_) => return Performed::Answer(Answer::Value(sending.sent as i64)),
+            Err(_) if sending.sent > 0 => return Performed::Answer(Answer::Value(sending.sent as i64)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINPROGRESS) if !wait && may_wait() => wait = true,
+                Some(libc::EPIPE) if message.flags & libc::MSG_NOSIGNAL == 0 && held.is_stream() => {
+                    if desk.listener.is_valid(desk.id) {
+                        let _ = pidfd::signal_thread(desk.caller.status.pid, desk.caller.tid, libc::SIGPIPE);
+                    }
+                    return Err(error).into();
                 }
-                return result.into();
-            }
-            (result, _) => return result.into(),
-        }
-        // A datagram socket is writable even if the one it sends to has no room.
-        let events = if unix && !held.is_stream() { PollFlags::empty() } else { PollFlags::POLLOUT };
-        match waiting::until_ready(desk.listener, desk.id, desk.caller, held.fd.as_fd(), events, deadline) {
-            Woken::Ready => {}
-            Woken::Gone => return Performed::Gone,
-            Woken::Signal | Woken::TimedOut if sent > 0 => return Performed::Answer(Answer::Value(sent as i64)),
-            Woken::Signal => return Performed::Interrupted { restartable: timeout == 0 },
-            Woken::TimedOut => return Performed::Answer(Answer::Errno(libc::EAGAIN)),
+                _ => return Err(error).into(),
+            },
         }
     }
 }
 
-/// Says who the sender is, in place of the kernel, which would say that it is us. It lets us if we have `CAP_SYS_ADMIN`;
-/// without, a receiver that asks for credentials (`SO_PASSCRED`) sees the supervisor's process id.
-fn add_credentials(desk: &Desk<'_>, control: &mut Vec<u8>) {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let says_so_itself = control.chunks(1).len() >= 16
-        && control[8..16] == [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_CREDENTIALS.to_ne_bytes()].concat();
-    if says_so_itself || desk.caller.status.identity.capabilities & CAP_SYS_ADMIN == 0 {
-        return;
+/// A message on its way: a stream takes as much at a time as we hold of it.
+struct Sending<'a> {
+    desk: &'a Desk<'a>,
+    held: &'a Held,
+    message: &'a Message,
+    claim: Claim,
+    /// Pages that the kernel may read later, in place of `message.data`.
+    pages: Option<Pages>,
+    /// The part that is sent now, if it is no longer the message's first.
+    later: Option<Vec<u8>>,
+    rest: Rest,
+    at: usize,
+    sent: usize,
+}
+
+impl<'a> Sending<'a> {
+    fn new(desk: &'a Desk<'a>, held: &'a Held, message: &'a Message) -> io::Result<Self> {
+        let unix = i32::from(held.socket.family) == libc::AF_UNIX;
+        let claim = if unix { Claim::of_sender(desk, message) } else { Claim::default() };
+        // Without the socket's option the flag means nothing (tcp_sendmsg_locked, net/ipv4/tcp.c).
+        let zero_copy = message.flags & libc::MSG_ZEROCOPY != 0
+            && socket::option(&held.fd, libc::SO_ZEROCOPY).is_ok_and(|enabled| enabled != 0);
+        let pages = if zero_copy { Some(Pages::copy_of(&message.data)?) } else { None };
+        // Each call of ours is told of when its pages are free, so it must be one, and the stream sends a part.
+        let rest = if zero_copy { Rest::default() } else { message.rest.clone() };
+        Ok(Self { desk, held, message, claim, pages, later: None, rest, at: 0, sent: 0 })
     }
-    let status = &desk.caller.status;
-    control.resize(control.len().next_multiple_of(8), 0);
-    control.extend_from_slice(&28_usize.to_ne_bytes());
-    control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
-    control.extend_from_slice(&libc::SCM_CREDENTIALS.to_ne_bytes());
-    for id in [status.pid, status.real_uid, status.real_gid, 0] {
-        control.extend_from_slice(&id.to_ne_bytes());
+
+    /// Whether a first part sent without waiting would be noticed.
+    fn in_one_piece(&self) -> bool {
+        self.pages.is_some() || self.message.flags & libc::MSG_FASTOPEN != 0
+    }
+
+    fn part(&self) -> &[u8] {
+        match (&self.later, &self.pages) {
+            (Some(later), _) => later,
+            (None, Some(pages)) => pages.as_ref(),
+            (None, None) => &self.message.data,
+        }
+    }
+
+    fn attempt(&self, flags: i32) -> io::Result<i64> {
+        let mut flags = self.message.flags | flags | libc::MSG_NOSIGNAL;
+        if !self.rest.is_empty() {
+            flags &= !libc::MSG_OOB; // it is the last byte that is urgent
+        }
+        let first = self.sent == 0;
+        let address = self.message.target.as_ref().filter(|_| first).map(|target| target.bytes.as_slice());
+        let mut control = if first { self.message.control.clone() } else { Vec::new() };
+        self.claim.write(&mut control);
+        let inet = matches!(i32::from(self.held.socket.family), libc::AF_INET | libc::AF_INET6);
+        let data = &self.part()[self.at..];
+        let by_path = self.message.target.as_ref().is_some_and(|target| target.file.is_some());
+        let _staying = by_path.then(process::staying);
+        let mut work = || socket::send(&self.held.fd, data, address, &mut control, flags);
+        if inet && self.message.control.is_empty() {
+            return work();
+        }
+        self.desk.own.act_as(&self.desk.caller.status.identity, self.claim.takes, work)
+    }
+
+    /// Counts what was sent. Whether there is more to be sent, and it makes sense to go on.
+    fn goes_on(&mut self, count: usize, waited: bool) -> bool {
+        self.sent += count;
+        self.at += count;
+        if !self.held.is_stream() || self.pages.is_some() {
+            return false;
+        }
+        if self.is_cut_short() {
+            // A call that waited and was cut short has met a signal, a time limit or an error; the next one says which.
+            return !waited;
+        }
+        match self.rest.take(self.desk.caller) {
+            Ok(more) if more.is_empty() => false,
+            Ok(more) => {
+                self.later = Some(more);
+                self.at = 0;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn is_cut_short(&self) -> bool {
+        self.at < self.part().len()
+    }
+}
+
+/// Who the sender of a message on an AF_UNIX socket is, said in place of the kernel, which would say that it is us.
+#[derive(Default)]
+struct Claim {
+    /// Process, user and group, if there is anything to be said.
+    ids: Option<[u32; 3]>,
+    /// The capabilities that it takes to say so.
+    takes: u64,
+}
+
+impl Claim {
+    /// The kernel lets us name another process than ours only with `CAP_SYS_ADMIN`. Without, a receiver that asks for
+    /// credentials (`SO_PASSCRED`) sees the supervisor's process id.
+    fn of_sender(desk: &Desk<'_>, message: &Message) -> Self {
+        let status = &desk.caller.status;
+        let may_name = desk.own.identity.capabilities & CAP_SYS_ADMIN;
+        let process = |theirs| if may_name != 0 || theirs != status.pid { theirs } else { std::process::id() };
+        let said = message.claim.unwrap_or([status.pid, status.real_uid, status.real_gid]);
+        Self { ids: Some([process(said[0]), said[1], said[2]]), takes: may_name | CAP_SETUID | CAP_SETGID }
+    }
+
+    /// Puts it after other control messages.
+    fn write(&self, control: &mut Vec<u8>) {
+        let Some(ids) = self.ids else { return };
+        control.resize(control.len().next_multiple_of(8), 0);
+        control.extend_from_slice(&28_usize.to_ne_bytes());
+        control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+        control.extend_from_slice(&libc::SCM_CREDENTIALS.to_ne_bytes());
+        for id in [ids[0], ids[1], ids[2], 0] {
+            control.extend_from_slice(&id.to_ne_bytes());
+        }
     }
 }

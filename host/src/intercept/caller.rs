@@ -3,9 +3,10 @@
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -15,6 +16,15 @@ use crate::event::Subject;
 use crate::intercept::path::View;
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
+
+/// What an id is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdKind {
+    /// A user.
+    User,
+    /// A group.
+    Group,
+}
 
 /// The thread behind a notification.
 #[derive(Debug)]
@@ -26,6 +36,7 @@ pub struct Caller {
     /// The process (or, from Linux 6.9, the very thread).
     pub pidfd: OwnedFd,
     directory: OwnedFd,
+    root: OnceLock<OwnedFd>,
     memory: File,
 }
 
@@ -41,7 +52,7 @@ impl Caller {
         let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
-        Ok(Self { tid, status, pidfd, directory, memory: File::from(memory) })
+        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), memory: File::from(memory) })
     }
 
     /// Copies bytes of the caller's memory, as many as are there.
@@ -123,9 +134,54 @@ impl Caller {
         })
     }
 
+    /// Which users (or groups) of our user namespace the caller means by these ids.
+    ///
+    /// # Errors
+    /// `EINVAL`: an id that its own namespace does not know, as the kernel would answer. Anything else: we can't tell.
+    pub fn known_to_us(&self, view: &View, kind: IdKind, ids: &[u32]) -> Result<Vec<u32>, Errno> {
+        match (readlinkat(&self.directory, "ns/user"), readlinkat(view.proc(), "self/ns/user")) {
+            (Ok(theirs), Ok(ours)) if theirs != ours => {}
+            // A kernel without user namespaces has no such link.
+            (Ok(_), Ok(_)) | (Err(Errno::ENOENT), Err(Errno::ENOENT)) => return Ok(ids.to_vec()),
+            _ => return Err(Errno::EPERM),
+        }
+        let name = match kind {
+            IdKind::User => "uid_map",
+            IdKind::Group => "gid_map",
+        };
+        // What a reader in another namespace sees there are the ids of its own (user_namespaces(7)). A map is written once.
+        let map = openat(&self.directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let map = io::read_to_string(File::from(map)).map_err(|_| Errno::EPERM)?;
+        let ranges: Vec<[u32; 3]> = map
+            .lines()
+            .filter_map(|line| {
+                let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
+                Some([numbers.next()?, numbers.next()?, numbers.next()?])
+            })
+            .collect();
+        ids.iter()
+            .map(|id| {
+                let found = ranges.iter().find(|[inner, _, count]| id.checked_sub(*inner).is_some_and(|n| n < *count));
+                found.map(|[inner, ours, _]| ours.saturating_add(id - inner)).ok_or(Errno::EINVAL)
+            })
+            .collect()
+    }
+
     /// `/proc/TID`.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+
+    /// The caller's root directory.
+    ///
+    /// # Errors
+    /// It is gone, or we may not look.
+    pub fn root(&self) -> nix::Result<BorrowedFd<'_>> {
+        if self.root.get().is_none() {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let _ = self.root.set(openat(&self.directory, "root", flags, Mode::empty())?);
+        }
+        self.root.get().map(AsFd::as_fd).ok_or(Errno::ESRCH)
     }
 
     /// The process as plugins see it.
@@ -183,14 +239,20 @@ pub struct Status {
     pub identity: Identity,
     /// File creation mask.
     pub umask: u32,
-    /// Id within the innermost pid namespace.
+    /// Process id within the innermost pid namespace.
     pub inner_pid: u32,
+    /// Thread id there.
+    pub inner_tid: u32,
     /// Number of threads of the process.
     pub threads: u32,
     /// Signals that are pending for the thread or its process and neither blocked nor ignored.
     pub deliverable_signals: u64,
     /// Thread id of the tracer, 0 for none.
     pub tracer: u32,
+    /// Signals that the thread blocks.
+    pub blocked_signals: u64,
+    /// Thread ids in each pid namespace from ours inwards.
+    pub ids: Vec<u32>,
 }
 
 impl Status {
@@ -200,9 +262,21 @@ impl Status {
     /// `ESRCH`, `ENOENT`: it is gone.
     pub fn read(directory: BorrowedFd<'_>) -> io::Result<Self> {
         let fd = openat(directory, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let mut text = String::with_capacity(2048);
-        File::from(fd).read_to_string(&mut text)?;
-        Ok(Self::parse(&text))
+        // Not through std's File, which asks for a size that there is none of.
+        let mut text = vec![0; 4096];
+        let mut length = 0;
+        loop {
+            if length == text.len() {
+                text.resize(2 * length, 0);
+            }
+            match nix::unistd::read(&fd, &mut text[length..]) {
+                Ok(0) => break,
+                Ok(n) => length += n,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self::parse(&String::from_utf8_lossy(&text[..length])))
     }
 
     fn parse(text: &str) -> Self {
@@ -223,9 +297,17 @@ impl Status {
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
                 "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
+                "NSpid" => {
+                    status.ids = numbers().collect();
+                    status.inner_tid = status.ids.last().copied().unwrap_or_default();
+                }
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
-                "SigBlk" | "SigIgn" => held_back |= bits(),
+                "SigBlk" => {
+                    status.blocked_signals = bits();
+                    held_back |= bits();
+                }
+                "SigIgn" => held_back |= bits(),
                 "CapEff" => status.identity.capabilities = bits(),
                 _ => {}
             }

@@ -32,6 +32,8 @@ pub enum Call {
     Sendmmsg,
     /// socket(2).
     Socket,
+    /// getsockopt(2), of an option that connects, or that tells who the peer is.
+    Getsockopt,
     /// A change of user or groups whose arguments are numbers.
     Identity(Identity),
     /// setgroups(2).
@@ -62,6 +64,7 @@ impl Call {
             Self::Socket => "socket",
             Self::Identity(identity) => identity.name,
             Self::Setgroups => "setgroups",
+            Self::Getsockopt => "getsockopt",
             Self::Bypass(name) | Self::Task(name) | Self::TaskOrMany(name) => name,
             Self::PidfdSendSignal => "pidfd_send_signal",
         }
@@ -99,6 +102,8 @@ enum When {
     Flag(u8, u64),
     /// Both of two arguments are these numbers.
     Both((u8, u64), (u8, u64)),
+    /// setsockopt(2) of this level and name, with a value: without one, the option is cleared.
+    Option(u64, u64),
 }
 
 struct Row {
@@ -110,9 +115,12 @@ struct Row {
 
 const NETWORK: &[EventKind] =
     &[EventKind::Connect, EventKind::Bind, EventKind::Listen, EventKind::Accept, EventKind::Send, EventKind::Socket];
+const PEERS: &[EventKind] = &[EventKind::Connect, EventKind::Listen];
 const EXEC: &[EventKind] = &[EventKind::Exec, EventKind::ExecFileless];
 const CREDENTIALS: &[EventKind] = &[EventKind::Credentials];
 const FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
+const IPPROTO_IP: u64 = libc::IPPROTO_IP as u64;
+const IPPROTO_IPV6: u64 = libc::IPPROTO_IPV6 as u64;
 const IPPROTO_SCTP: u64 = 132;
 
 const fn row(number: i64, call: Call, wanted_by: &'static [EventKind], when: When) -> Row {
@@ -157,7 +165,16 @@ const GOVERNED: &[Row] = &[
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 101))),
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 107))),
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 110))),
-    row(libc::SYS_getsockopt, Call::Bypass("getsockopt"), NETWORK, When::Both((1, IPPROTO_SCTP), (2, 111))),
+    row(libc::SYS_getsockopt, Call::Getsockopt, NETWORK, When::Both((1, IPPROTO_SCTP), (2, 111))),
+    // Options that send packets somewhere else first than to the address that was decided on: source routes of IPv4
+    // (IP_OPTIONS), routing headers of IPv6 (IPV6_RTHDR, its forms of RFC 2292, and in the options of a flow label).
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IP, 4)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 57)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 5)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 6)),
+    row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 32)),
+    // Whoever connects or listens through us would be taken for us.
+    row(libc::SYS_getsockopt, Call::Getsockopt, PEERS, When::Both((1, libc::SOL_SOCKET as u64), (2, libc::SO_PEERCRED as u64))),
 ];
 
 /// What could end or stop the supervisor, or make it do something.
@@ -262,6 +279,11 @@ impl When {
                 vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?]
             }
             Self::Flag(argument, flag) => vec![dword(argument, SeccompCmpOp::MaskedEq(flag), flag)?],
+            Self::Option(level, name) => vec![
+                dword(1, SeccompCmpOp::Eq, level)?,
+                dword(2, SeccompCmpOp::Eq, name)?,
+                dword(4, SeccompCmpOp::Ne, 0)?,
+            ],
             Self::Both((a, x), (b, y)) => vec![dword(a, SeccompCmpOp::Eq, x)?, dword(b, SeccompCmpOp::Eq, y)?],
         })
     }

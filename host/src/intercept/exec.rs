@@ -11,9 +11,10 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
-use object::read::ReadCache;
+use object::read::{ReadCache, ReadRef};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::decide::FileRole;
@@ -44,6 +45,8 @@ pub struct Program {
     pub cut: bool,
     /// Where the caller keeps the environment of the new program.
     pub environment: u64,
+    /// Whether we may not read one of the files that say what else is run, so that this is not known.
+    pub unreadable: bool,
 }
 
 /// The files of an exec, open.
@@ -89,16 +92,13 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let directory = view.caller_directory(caller, "cwd")?;
     let directory_name = view.link_of(directory.as_fd()).unwrap_or_default().to_string_lossy().into_owned();
     let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
-    let base = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
-        directory.try_clone().map_err(|_| Errno::EMFILE)?
+    let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+    let file = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
+        if by_descriptor { return Err(Errno::EACCES) } // the working directory
+        view.resolve(caller, &directory, &requested, follow)?
     } else {
-        caller.handle(dirfd)?
-    };
-    let file = if by_descriptor {
-        base
-    } else {
-        let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
-        view.resolve(caller, base, &requested, follow)?
+        let base = caller.handle(dirfd)?;
+        if by_descriptor { base } else { view.resolve(caller, base, &requested, follow)? }
     };
     must_be_regular(file.as_fd())?;
     let (arguments, cut) = copy_arguments(caller, argv)?;
@@ -114,6 +114,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     };
     let given = arguments.clone();
     let mut arguments = arguments;
+    let mut unreadable = false;
     loop {
         let executable = interpreters.last().unwrap_or(&file).as_fd();
         match read_head(view, executable)? {
@@ -121,8 +122,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 if interpreters.len() == INTERPRETERS {
                     return Err(Errno::ELOOP);
                 }
-                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
-                let next = view.resolve(caller, start, &interpreter, true)?;
+                if interpreter.is_empty() {
+                    return Err(Errno::EACCES); // open_exec takes no name for the working directory
+                }
+                let next = view.resolve(caller, &directory, &interpreter, true)?;
                 must_be_regular(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
@@ -134,39 +137,39 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 interpreters.push(next);
             }
             Head::Elf { loader: Some(path) } => {
-                let start = directory.try_clone().map_err(|_| Errno::EMFILE)?;
-                let found = view.resolve(caller, start, &path, true)?;
+                let found = view.resolve(caller, &directory, &path, true)?;
                 must_be_regular(found.as_fd())?;
                 loader = Some(found);
                 break;
             }
             Head::Elf { loader: None } | Head::Unknown => break,
+            Head::Unreadable => {
+                unreadable = true;
+                break;
+            }
         }
     }
 
+    let named = view.name(file.as_fd());
+    let interpreter_names: Vec<File> = interpreters.iter().map(|file| view.name(file.as_fd())).collect();
+    let loader_name = loader.as_ref().map(|file| view.name(file.as_fd()));
+    // What interprets it and has no path is as fileless as the program.
+    let fileless = is_fileless(&named, file.as_fd())
+        || interpreters.iter().zip(&interpreter_names).any(|(file, name)| is_fileless(name, file.as_fd()))
+        || loader.as_ref().zip(loader_name.as_ref()).is_some_and(|(file, name)| is_fileless(name, file.as_fd()));
     let files = Files { file, interpreters, loader };
-    let named = view.name(files.file.as_fd());
-    let fileless = is_fileless(&named, files.file.as_fd());
-    let executable = view.name(files.executable());
     let exec = Exec {
         requested: lossy(&requested),
+        runs_loader: is_loader(interpreter_names.last().unwrap_or(&named), files.loader.is_none()),
         file: named,
-        interpreters: files.interpreters.iter().map(|file| view.name(file.as_fd())).collect(),
-        loader: files.loader.as_ref().map(|file| view.name(file.as_fd())),
-        runs_loader: is_loader(&executable, files.loader.is_none()),
+        interpreters: interpreter_names,
+        loader: loader_name,
         arguments: given.iter().map(|argument| lossy(argument)).collect(),
         arguments_cut: cut,
         directory: directory_name,
     };
-    // The path by which an interpreter without a file of its own would be reached is as fileless as the program.
-    let fileless = fileless
-        || files
-            .interpreters
-            .iter()
-            .chain(&files.loader)
-            .any(|file| is_fileless(&view.name(file.as_fd()), file.as_fd()));
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
-    Ok((action, Program { files, arguments, cut, environment: envp }))
+    Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -198,20 +201,22 @@ fn is_loader(executable: &File, names_no_loader: bool) -> bool {
 
 fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Errno> {
     let mut arguments = Vec::new();
-    let mut room = ARGUMENT_BYTES;
     if argv == 0 {
         return Ok((arguments, false));
     }
-    for index in 0..=ARGUMENT_COUNT as u64 {
-        let word = caller.copy(argv.wrapping_add(index * 8), 8)?;
-        let pointer = u64::from_ne_bytes(word.try_into().map_err(|_| Errno::EFAULT)?);
-        if pointer == 0 {
+    let mut room = ARGUMENT_BYTES;
+    let mut pointers: Vec<u64> = Vec::new();
+    for index in 0..=ARGUMENT_COUNT {
+        if index == pointers.len() {
+            copy_pointers(caller, argv.wrapping_add(index as u64 * 8), &mut pointers)?;
+        }
+        if pointers[index] == 0 {
             return Ok((arguments, false));
         }
-        if index == ARGUMENT_COUNT as u64 {
+        if index == ARGUMENT_COUNT {
             break;
         }
-        match caller.copy_string(pointer, room) {
+        match caller.copy_string(pointers[index], room) {
             Ok(argument) => {
                 room = room.saturating_sub(argument.len() + 1);
                 arguments.push(argument);
@@ -224,6 +229,19 @@ fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Er
         }
     }
     Ok((arguments, true))
+}
+
+/// Copies pointers, at least one, and as many as a glance at the page brings.
+fn copy_pointers(caller: &Caller, at: u64, pointers: &mut Vec<u64>) -> Result<(), Errno> {
+    let mut block = [0; 256];
+    let wanted = (4096 - at % 4096).clamp(8, block.len() as u64) as usize;
+    let got = caller.copy_some(at, &mut block[..wanted]);
+    if got < 8 {
+        return Err(Errno::EFAULT);
+    }
+    let words = block[..got].chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default()));
+    pointers.extend(words);
+    Ok(())
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -242,92 +260,128 @@ enum Head {
     },
     /// Neither: the kernel will refuse it, or has a binfmt_misc handler, which the verification then finds.
     Unknown,
+    /// The caller may run it, and we may not read it.
+    Unreadable,
 }
 
 fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
-    // A program that we may run but not read is no script: the interpreter could not read it either.
-    let Ok(file) = view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return Ok(Head::Unknown) };
+    let file = match view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) => file,
+        Err(Errno::EACCES | Errno::EPERM) => return Ok(Head::Unreadable),
+        Err(error) => return Err(error),
+    };
     let file = fs::File::from(file);
-    let mut head = [0; HEAD];
+    // A page: in nearly every program it has the program headers and the loader's name, too.
+    let mut page = [0; 4096];
     let mut length = 0;
     while length < HEAD {
-        match file.read_at(&mut head[length..], length as u64) {
+        match file.read_at(&mut page[length..], length as u64) {
             Ok(0) => break,
             Ok(n) => length += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(errno(error)),
         }
     }
-    if head.starts_with(b"#!") {
-        return Ok(script(&head));
+    if let (Some(head), true) = (page.first_chunk(), page.starts_with(b"#!")) {
+        return Ok(script(head));
     }
-    if head.starts_with(b"\x7fELF") {
-        return Ok(Head::Elf { loader: elf_interpreter(file, head[4]) });
+    if page.starts_with(b"\x7fELF") {
+        let loader = match elf_interpreter(&page[..length], page[4]) {
+            Ok(found) => found,
+            Err(_) if length < page.len() => None,
+            Err(_) => elf_interpreter(&ReadCache::new(file), page[4]).unwrap_or(None),
+        };
+        return Ok(Head::Elf { loader });
     }
     Ok(Head::Unknown)
 }
 
 /// `load_script` (fs/binfmt_script.c): the first line, without blanks at its ends, up to the first blank, and the rest as
-/// one argument. A line that does not end within the head counts only if the interpreter's name does.
+/// one argument, even an empty one. A line that does not end within the head (the kernel looks for its end no further than
+/// a NUL) counts only if the interpreter's name does.
 fn script(head: &[u8; HEAD]) -> Head {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let ends_name = |byte: &u8| blank(byte) || *byte == 0;
     let text = &head[2..];
-    let line = match text.iter().position(|byte| *byte == b'\n') {
-        Some(end) => &text[..end],
-        None => {
+    let line = match text.iter().position(|byte| matches!(byte, b'\n' | 0)) {
+        Some(end) if text[end] == b'\n' => &text[..end],
+        _ => {
             let begin = text.iter().position(|byte| !blank(byte)).unwrap_or(text.len());
-            if !text[begin..].iter().any(|byte| blank(byte) || *byte == 0) {
+            if !text[begin..].iter().any(ends_name) {
                 return Head::Unknown;
             }
             &text[..text.len() - 1]
         }
     };
-    let line = line.trim_ascii_start();
+    let line = &line[line.iter().position(|byte| !blank(byte)).unwrap_or(line.len())..];
     let line = &line[..line.iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1)];
-    let end = line.iter().position(|byte| blank(byte) || *byte == 0).unwrap_or(line.len());
-    if end == 0 {
+    let end = line.iter().position(ends_name).unwrap_or(line.len());
+    if line.is_empty() {
         return Head::Unknown;
     }
-    let rest = &line[end..];
-    let rest = &rest[rest.iter().position(|byte| !blank(byte)).unwrap_or(rest.len())..];
-    let rest = &rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())];
-    Head::Script { interpreter: line[..end].to_vec(), argument: (!rest.is_empty()).then(|| rest.to_vec()) }
+    let argument = line[end..].iter().position(|byte| !blank(byte)).filter(|skipped| *skipped > 0).map(|skipped| {
+        let rest = &line[end + skipped..];
+        rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())].to_vec()
+    });
+    Head::Script { interpreter: line[..end].to_vec(), argument }
 }
 
-fn elf_interpreter(file: fs::File, class: u8) -> Option<Vec<u8>> {
-    const ELFCLASS32: u8 = 1;
-    let data = ReadCache::new(file);
-    if class == ELFCLASS32 {
-        interpreter_of::<FileHeader32<Endianness>>(&data)
-    } else {
-        interpreter_of::<FileHeader64<Endianness>>(&data)
+/// What there is of a file cannot be understood.
+struct Malformed;
+
+impl From<object::Error> for Malformed {
+    fn from(_: object::Error) -> Self {
+        Self
     }
 }
 
-fn interpreter_of<H: FileHeader<Endian = Endianness>>(data: &ReadCache<fs::File>) -> Option<Vec<u8>> {
-    let header = H::parse(data).ok()?;
-    let endian = header.endian().ok()?;
+/// The loader that an ELF file names, if it names one.
+fn elf_interpreter<'data>(data: impl ReadRef<'data>, class: u8) -> Result<Option<Vec<u8>>, Malformed> {
+    const ELFCLASS32: u8 = 1;
+    if class == ELFCLASS32 {
+        interpreter_of::<FileHeader32<Endianness>, _>(data)
+    } else {
+        interpreter_of::<FileHeader64<Endianness>, _>(data)
+    }
+}
+
+fn interpreter_of<'data, H, R>(data: R) -> Result<Option<Vec<u8>>, Malformed>
+where
+    H: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = H::parse(data)?;
+    let endian = header.endian()?;
     // The first one counts (load_elf_binary, fs/binfmt_elf.c); its length is bounded by PATH_MAX there.
-    for segment in header.program_headers(endian, data).ok()? {
+    for segment in header.program_headers(endian, data)? {
         if segment.p_type(endian) == object::elf::PT_INTERP {
             let length: u64 = segment.p_filesz(endian).into();
             if !(2..=PATH_MAX as u64).contains(&length) {
-                return None;
+                return Ok(None);
             }
-            let path = segment.data(endian, data).ok()?;
-            return Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec());
+            let path = data.read_bytes_at(segment.p_offset(endian).into(), length).map_err(|()| Malformed)?;
+            return Ok(Some(path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()));
         }
     }
-    None
+    Ok(None)
 }
+
+/// How large a file may be whose content is digested: a decision waits for it, and others for the decision.
+const DIGESTED: u64 = 1 << 29;
 
 /// SHA-256 of an open file's content, as it is now.
 ///
 /// # Errors
-/// It cannot be read.
+/// It cannot be read, or not in good time: it is too large, or a process of the workload would have to supply it.
 pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     use sha2::{Digest, Sha256};
-    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?);
+    if fstat(file)?.st_size as u64 > DIGESTED {
+        return Err(io::Error::other(format!("it is larger than {} MiB", DIGESTED >> 20)));
+    }
+    if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file).canonical {
+        return Err(io::Error::other("it is on a FUSE file system that was mounted later"));
+    }
+    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?).take(DIGESTED + 1); // it may be growing
     let mut hash = Sha256::new();
     let mut part = vec![0; 128 * 1024];
     loop {
@@ -372,6 +426,9 @@ mod tests {
         assert_eq!(script(&head(b"#!/bin/sh\n")), found("/bin/sh", None));
         assert_eq!(script(&head(b"#! \t/bin/sh  -e x \nfoo")), found("/bin/sh", Some("-e x")));
         assert_eq!(script(&head(b"#!/bin/sh")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#!/bin/sh \0x\n")), found("/bin/sh", Some("")));
+        assert_eq!(script(&head(b"#!/bin/sh\0 x\n")), found("/bin/sh", None));
+        assert_eq!(script(&head(b"#!/bin/sh\r\n")), found("/bin/sh\r", None));
         assert_eq!(script(&head(b"#!\n")), Head::Unknown);
         assert_eq!(script(&[b'x'; HEAD]), Head::Unknown);
     }

@@ -8,18 +8,21 @@ pub mod calls;
 pub mod exec;
 pub mod network;
 pub mod path;
+pub mod sockets;
 
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-use crate::event::{Accept, Action, Credentials, EventKinds, Socket};
+use crate::event::{Accept, Action, Address, Credentials, EventKinds, Socket};
+use crate::sys::credentials::Own;
 use crate::sys::notify::Notification;
 use crate::sys::socket;
-use caller::Caller;
+use caller::{Caller, IdKind};
 use calls::Call;
 use network::{Held, Message, Target};
 use path::View;
+use sockets::Sockets;
 
 /// The private copy of a call: what is carried out if it is allowed.
 #[derive(Debug)]
@@ -53,6 +56,9 @@ pub enum Intercepted {
     Messages(Held, u64, u64, i32),
     /// A connection is to be accepted: the peer is known only then.
     Accepting(Held, i32),
+    /// The caller asks who its peer is, and wants that written here, and its length there: the kernel may believe that it
+    /// is the supervisor.
+    PeerCredentials(Held, u64, u64),
     /// Not for plugins: the supervisor itself refuses it.
     Refused(&'static str, Errno),
 }
@@ -63,6 +69,8 @@ pub enum Intercepted {
 /// The errno that the kernel would answer to this call.
 pub fn intercept(
     view: &View,
+    own: &Own,
+    sockets: &Sockets,
     caller: &Caller,
     wanted: EventKinds,
     call: Call,
@@ -77,42 +85,56 @@ pub fn intercept(
         }
         Call::Connect => {
             let held = held()?;
-            let bytes = network::copy_address(caller, args[1], args[2])?;
-            let target = network::destination(view, caller, &held, bytes)?;
+            let bytes = network::copy_address(caller, &held, args[1], args[2])?;
+            let target = network::destination(view, own, caller, &held, bytes)?;
             let action = Action::Connect(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Connect(held, target))
         }
         Call::Bind => {
             let held = held()?;
-            let bytes = network::copy_address(caller, args[1], args[2])?;
-            let target = network::local(view, caller, &held, bytes)?;
+            let bytes = network::copy_address(caller, &held, args[1], args[2])?;
+            let target = network::local(view, own, caller, &held, bytes)?;
             let action = Action::Bind(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Bind(held, target))
         }
         Call::Listen => {
             let held = held()?;
-            let own = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
-            let address = network::known(held.socket.family, &own);
+            let address = match sockets.bound(&held.fd) {
+                Some(path) => Address::Unix { path },
+                None => {
+                    let local = socket::local_address(&held.fd).map_err(|_| Errno::EINVAL)?;
+                    network::known(held.socket.family, &local)
+                }
+            };
             let action = Action::Listen(network::endpoint(&held, address));
             Intercepted::Event(action, Copy::Listen(held, args[1] as i32))
         }
         Call::Accept => {
             let flags = if i64::from(notification.number) == libc::SYS_accept4 { args[3] as i32 } else { 0 };
-            Intercepted::Accepting(held()?, flags)
+            let held = held()?;
+            if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+                return Err(Errno::EINVAL);
+            }
+            Intercepted::Accepting(held, flags)
         }
         Call::Sendto => {
             let held = held()?;
             let mut message = Message { flags: args[3] as i32, ..Message::default() };
-            if args[4] != 0 && args[5] as i32 != 0 {
-                let bytes = network::copy_address(caller, args[4], args[5])?;
-                message.target = Some(network::destination(view, caller, &held, bytes)?);
+            let inet = matches!(i32::from(held.socket.family), libc::AF_INET | libc::AF_INET6);
+            if args[4] != 0 && args[5] as i32 == 0 && inet && !held.is_stream() {
+                return Err(Errno::EINVAL); // an address of no length is not the same as none (udp_sendmsg, net/ipv4/udp.c)
             }
-            message.data = network::copy_payload(caller, &held, args[1], args[2])?;
+            if args[4] != 0 && args[5] as i32 != 0 {
+                let bytes = network::copy_address(caller, &held, args[4], args[5])?;
+                message.target = Some(network::receiver(view, own, caller, &held, bytes)?);
+            }
+            let parts = [(args[1], args[2])].into();
+            (message.data, message.rest) = network::copy_payload(caller, &held, message.flags, parts)?;
             sending(wanted, held, message)
         }
         Call::Sendmsg => {
             let held = held()?;
-            let message = network::copy_message(view, caller, &held, args[1], args[2] as i32)?;
+            let message = network::copy_message(view, own, caller, &held, args[1], args[2] as i32)?;
             sending(wanted, held, message)
         }
         Call::Sendmmsg => Intercepted::Messages(held()?, args[1], args[2].min(network::PARTS_MAX), args[3] as i32),
@@ -122,7 +144,8 @@ pub fn intercept(
             Intercepted::Event(Action::Socket(socket), Copy::Numbers)
         }
         Call::Identity(identity) => {
-            let ids = args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
+            let ids: Vec<u32> = args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
+            let ids = caller.known_to_us(view, if identity.users { IdKind::User } else { IdKind::Group }, &ids)?;
             let call = identity.name.to_owned();
             let credentials = if identity.users {
                 Credentials { call, uids: ids, ..Credentials::default() }
@@ -137,13 +160,18 @@ pub fn intercept(
                 return Err(Errno::EINVAL);
             }
             let list = caller.copy(args[1], args[0] as u32 as usize * 4)?;
-            let mut groups: Vec<u32> =
+            let groups: Vec<u32> =
                 list.chunks_exact(4).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]])).collect();
+            let mut groups = caller.known_to_us(view, IdKind::Group, &groups)?;
             groups.sort_unstable();
             let credentials =
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
         }
+        Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => {
+            Intercepted::PeerCredentials(held()?, args[3], args[4])
+        }
+        Call::Getsockopt => Intercepted::Refused("getsockopt", Errno::EPERM),
         Call::Bypass(name) => Intercepted::Refused(name, Errno::EPERM),
         Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal => Intercepted::Ungoverned(Copy::Numbers),
     })
@@ -156,8 +184,7 @@ pub fn sending(wanted: EventKinds, held: Held, message: Message) -> Intercepted 
     let endpoint = network::endpoint(&held, target.address.clone());
     let fast_open = message.flags & libc::MSG_FASTOPEN != 0;
     let action = if fast_open && held.is_stream() { Action::Connect(endpoint) } else { Action::Send(endpoint) };
-    // A stream takes no address from a message, save to open a connection with it.
-    let ignored = held.is_stream() && !fast_open;
+    let ignored = held.ignores_addresses() && !(fast_open && held.is_stream());
     if ignored || !wanted.contains(action.kind()) {
         return Intercepted::Ungoverned(Copy::Send(held, message));
     }

@@ -1,5 +1,6 @@
 //! Socket calls → endpoints.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,14 +11,19 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use crate::event::{Address, Endpoint, Socket};
 use crate::intercept::caller::Caller;
 use crate::intercept::path::View;
+use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
 use crate::sys::socket;
 
 /// `sizeof(struct sockaddr_storage)`: the kernel takes no longer address.
 const ADDRESS_MAX: usize = 128;
 /// `UIO_MAXIOV`, and how many messages sendmmsg(2) takes.
 pub const PARTS_MAX: u64 = 1024;
-/// How much payload one call may carry; what is longer is sent in part on a stream and refused as a datagram.
+/// How much of a stream's payload we hold at a time.
 const PAYLOAD_MAX: usize = 1 << 20;
+/// How long a payload may be that has to be held as a whole.
+const DATAGRAM_MAX: usize = 16 << 20;
+/// `MAX_RW_COUNT` (include/linux/fs.h): no call transfers more.
+const TOTAL_MAX: u64 = 0x7fff_f000;
 /// How long control messages may be: more than the kernel's default limit (`net.core.optmem_max`).
 const CONTROL_MAX: u64 = 1 << 17;
 
@@ -52,6 +58,16 @@ impl Held {
             .is_ok_and(|flags| !OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK))
     }
 
+    /// Whether the kernel makes nothing of the address of a message: tcp_sendmsg, unix_stream_sendmsg and
+    /// unix_seqpacket_sendmsg don't. `MSG_FASTOPEN` is another matter.
+    pub fn ignores_addresses(&self) -> bool {
+        match i32::from(self.socket.family) {
+            libc::AF_INET | libc::AF_INET6 => self.is_stream() && self.socket.protocol != libc::IPPROTO_SCTP as u32,
+            libc::AF_UNIX => self.socket.kind != libc::SOCK_DGRAM as u32,
+            _ => false,
+        }
+    }
+
     /// Whether it is a stream, on which a part of the data may be sent.
     pub fn is_stream(&self) -> bool {
         self.socket.kind == libc::SOCK_STREAM as u32
@@ -69,26 +85,34 @@ pub struct Target {
     pub file: Option<OwnedFd>,
 }
 
-/// Copies a socket address.
+/// Copies a socket address. One that is too short to be one is the caller's mistake and no event.
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`, as the kernel.
-pub fn copy_address(caller: &Caller, pointer: u64, length: u64) -> Result<Vec<u8>, Errno> {
+pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> Result<Vec<u8>, Errno> {
     let length = length as i32;
     if length < 0 || length as usize > ADDRESS_MAX {
         return Err(Errno::EINVAL);
     }
-    caller.copy(pointer, length as usize)
+    let bytes = caller.copy(pointer, length as usize)?;
+    let Some(family) = bytes.first_chunk() else { return Err(Errno::EINVAL) };
+    let shortest = match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET => 16,
+        libc::AF_INET6 => 24, // SIN6_LEN_RFC2133, include/net/ipv6.h
+        _ => 2,
+    };
+    let is_ip = matches!(i32::from(held.socket.family), libc::AF_INET | libc::AF_INET6);
+    if is_ip && bytes.len() < shortest { Err(Errno::EINVAL) } else { Ok(bytes) }
 }
 
 /// What an address leads to: for a connection, or for a datagram.
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn destination(view: &View, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let file = view.resolve(caller, directory, path, true)?;
+    let file = as_caller(own, caller, || view.resolve(caller, directory, path, true))?;
     let named = view.name(file.as_fd());
     let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
     // Threads that perform calls work in /proc: the path leads through our own descriptor, not through the caller's names.
@@ -96,17 +120,32 @@ pub fn destination(view: &View, caller: &Caller, held: &Held, bytes: Vec<u8>) ->
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(file) })
 }
 
+/// What the address of a message leads to: nowhere, and it is not looked up, where the kernel ignores or refuses it.
+///
+/// # Errors
+/// As [`destination`].
+pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+    if held.ignores_addresses() { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
+}
+
 /// What an address would make the socket's own.
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn local(view: &View, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let (parent, name) = view.resolve_parent(caller, directory, path)?;
+    let (parent, name) = as_caller(own, caller, || view.resolve_parent(caller, directory, path))?;
     let mut named = view.name(parent.as_fd());
     named.path = format!("{}/{}", named.path.trim_end_matches('/'), String::from_utf8_lossy(name.as_bytes()));
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })
+}
+
+/// Looks something up with the caller's rights: it must not reach through us what it may not search itself.
+/// `CAP_SYS_PTRACE` lets us read `/proc/PID/root` of a caller that is not dumpable, and nothing else here.
+fn as_caller<T>(own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    own.act_as(&caller.status.identity, CAP_SYS_PTRACE, || work().map_err(Into::into))
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EACCES)))
 }
 
 /// The address of a socket that the kernel told us.
@@ -194,26 +233,90 @@ fn hexadecimal(bytes: &[u8]) -> String {
 pub struct Message {
     /// Where to, if the caller said.
     pub target: Option<Target>,
-    /// The payload.
+    /// The payload, or as much of a stream's as we hold at a time.
     pub data: Vec<u8>,
-    /// Control messages, with our copies of the descriptors in them.
+    /// The rest of it.
+    pub rest: Rest,
+    /// Control messages, with our copies of the descriptors in them, and without a claim about the sender.
     pub control: Vec<u8>,
+    /// Who the sender says that it is, if it does: process, user and group.
+    pub claim: Option<[u32; 3]>,
     /// The caller's flags.
     pub flags: i32,
     /// Our copies of descriptors that `control` passes on.
     pub passed: Vec<OwnedFd>,
 }
 
-/// Copies the payload of a call that gives one buffer.
+/// Where in the caller's memory the rest of a payload is. Nothing was decided on it, and it is read once, too: when what is
+/// before it has been sent.
+#[derive(Debug, Clone, Default)]
+pub struct Rest(VecDeque<(u64, u64)>);
+
+impl Rest {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Copies the next part of it; nothing if there is none.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn take(&mut self, caller: &Caller) -> Result<Vec<u8>, Errno> {
+        self.take_at_most(caller, PAYLOAD_MAX)
+    }
+
+    fn take_at_most(&mut self, caller: &Caller, limit: usize) -> Result<Vec<u8>, Errno> {
+        let mut data = Vec::new();
+        while data.len() < limit {
+            let Some((base, length)) = self.0.pop_front() else { break };
+            let now = length.min((limit - data.len()) as u64);
+            let part = caller.copy(base, now as usize)?;
+            if data.is_empty() {
+                data = part
+            } else {
+                data.extend(part)
+            }
+            if now < length {
+                self.0.push_front((base.wrapping_add(now), length - now));
+            }
+        }
+        Ok(data)
+    }
+}
+
+/// Copies a payload, given as addresses and lengths.
 ///
 /// # Errors
 /// `EFAULT`; `EMSGSIZE` for a datagram that is too long.
-pub fn copy_payload(caller: &Caller, held: &Held, pointer: u64, length: u64) -> Result<Vec<u8>, Errno> {
-    let length = usize::try_from(length).map_err(|_| Errno::EINVAL)?;
-    if length > PAYLOAD_MAX && !held.is_stream() {
-        return Err(Errno::EMSGSIZE);
+pub fn copy_payload(
+    caller: &Caller,
+    held: &Held,
+    flags: i32,
+    parts: VecDeque<(u64, u64)>,
+) -> Result<(Vec<u8>, Rest), Errno> {
+    // import_iovec (lib/iov_iter.c): a negative length is refused, and what is more than MAX_RW_COUNT is not sent.
+    let (mut whole, mut parts) = (0, parts);
+    for (_, length) in &mut parts {
+        if *length > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        *length = (*length).min(TOTAL_MAX - whole);
+        whole += *length;
     }
-    caller.copy(pointer, length.min(PAYLOAD_MAX))
+    let mut rest = Rest(parts);
+    if held.is_stream() {
+        let limit = if flags & libc::MSG_ZEROCOPY == 0 { PAYLOAD_MAX } else { DATAGRAM_MAX };
+        return Ok((rest.take_at_most(caller, limit)?, rest));
+    }
+    if whole > PAYLOAD_MAX as u64 {
+        // No protocol takes a datagram that is longer than the socket's buffer.
+        let buffer = socket::option(&held.fd, libc::SO_SNDBUF).unwrap_or(0) as u64;
+        if whole > buffer.min(DATAGRAM_MAX as u64) {
+            return Err(Errno::EMSGSIZE);
+        }
+    }
+    Ok((rest.take_at_most(caller, DATAGRAM_MAX)?, Rest::default()))
 }
 
 /// `struct msghdr` of the caller, as numbers.
@@ -233,7 +336,14 @@ pub const HEADER_SIZE: u64 = 56;
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn copy_message(view: &View, caller: &Caller, held: &Held, pointer: u64, flags: i32) -> Result<Message, Errno> {
+pub fn copy_message(
+    view: &View,
+    own: &Own,
+    caller: &Caller,
+    held: &Held,
+    pointer: u64,
+    flags: i32,
+) -> Result<Message, Errno> {
     let raw = caller.copy(pointer, HEADER_SIZE as usize)?;
     let word = |at: usize| u64::from_ne_bytes(raw[at..at + 8].try_into().unwrap_or_default());
     let header = Header {
@@ -254,32 +364,24 @@ pub fn copy_message(view: &View, caller: &Caller, held: &Held, pointer: u64, fla
     if header.name != 0 && header.name_length != 0 {
         // The kernel cuts a longer name (`__copy_msghdr`, net/socket.c).
         let length = if (header.name_length as i32) < 0 { return Err(Errno::EINVAL) } else { header.name_length };
-        let bytes = copy_address(caller, header.name, u64::from(length).min(ADDRESS_MAX as u64))?;
-        message.target = Some(destination(view, caller, held, bytes)?);
+        let bytes = copy_address(caller, held, header.name, u64::from(length).min(ADDRESS_MAX as u64))?;
+        message.target = Some(receiver(view, own, caller, held, bytes)?);
     }
     let parts = caller.copy(header.parts, header.parts_count as usize * 16)?;
-    for part in parts.chunks_exact(16) {
-        let (base, length) = part.split_at(8);
-        let base = u64::from_ne_bytes(base.try_into().map_err(|_| Errno::EFAULT)?);
-        let length = u64::from_ne_bytes(length.try_into().map_err(|_| Errno::EFAULT)?);
-        let room = (PAYLOAD_MAX - message.data.len()) as u64;
-        if length > room && !held.is_stream() {
-            return Err(Errno::EMSGSIZE);
-        }
-        message.data.extend(caller.copy(base, length.min(room) as usize)?);
-    }
+    let number = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
+    let parts = parts.chunks_exact(16).map(|part| (number(&part[..8]), number(&part[8..]))).collect();
+    (message.data, message.rest) = copy_payload(caller, held, flags, parts)?;
     if header.control != 0 && header.control_length != 0 {
         let control = caller.copy(header.control, header.control_length as usize)?;
-        (message.control, message.passed) = translate_control(caller, control)?;
+        translate_control(caller, control, &mut message)?;
     }
     Ok(message)
 }
 
-/// Replaces what in control messages means something else to us than to the caller: its descriptors.
-fn translate_control(caller: &Caller, mut control: Vec<u8>) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+/// Replaces what in control messages means something else to us than to the caller: its descriptors, and itself.
+fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Message) -> Result<(), Errno> {
     const HEADER: usize = 16; // sizeof(struct cmsghdr)
     const SCM_MAX_FD: usize = 253; // include/net/scm.h
-    let mut passed = Vec::new();
     let mut at = 0;
     while at + HEADER <= control.len() {
         let length = usize::from_ne_bytes(control[at..at + 8].try_into().unwrap_or_default());
@@ -288,47 +390,59 @@ fn translate_control(caller: &Caller, mut control: Vec<u8>) -> Result<(Vec<u8>, 
         if length < HEADER || length > control.len() - at {
             return Err(Errno::EINVAL);
         }
+        let next = at + length.next_multiple_of(8);
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 for fd in control[at + HEADER..at + length].chunks_exact_mut(4) {
-                    if passed.len() == SCM_MAX_FD {
+                    if message.passed.len() == SCM_MAX_FD {
                         return Err(Errno::EINVAL);
                     }
                     let theirs = i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
                     let ours = caller.descriptor(theirs).map_err(|_| Errno::EBADF)?;
                     fd.copy_from_slice(&ours.as_raw_fd().to_ne_bytes());
-                    passed.push(ours);
+                    message.passed.push(ours);
                 }
             }
-            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => check_claim(caller, &control[at + HEADER..at + length])?,
-            // A routing header sends the packet somewhere else first than to the address that was decided on.
-            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR | IPV6_2292RTHDR) | (libc::IPPROTO_IP, libc::IP_RETOPTS) => {
-                return Err(Errno::EPERM);
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                message.claim = Some(claim(caller, &control[at + HEADER..at + length])?);
+                control.drain(at..next.min(control.len()));
+                continue;
             }
+            // A routing header sends the packet somewhere else first than to the address that was decided on, and SCTP takes
+            // more addresses to connect to.
+            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR | IPV6_2292RTHDR)
+            | (libc::IPPROTO_IP, libc::IP_RETOPTS)
+            | (libc::IPPROTO_SCTP, SCTP_DSTADDRV4 | SCTP_DSTADDRV6) => return Err(Errno::EPERM),
             _ => {}
         }
-        at += length.next_multiple_of(8);
+        at = next;
     }
-    Ok((control, passed))
+    message.control = control;
+    Ok(())
 }
 
 /// The routing header of RFC 2292 (linux/in6.h).
 const IPV6_2292RTHDR: i32 = 5;
+/// linux/sctp.h.
+const SCTP_DSTADDRV4: i32 = 7;
+const SCTP_DSTADDRV6: i32 = 8;
 
 /// `scm_check_creds` (net/core/scm.c): who may say that a message is from whom. The kernel will ask this about us, who may
 /// say more than the caller may.
-fn check_claim(caller: &Caller, claim: &[u8]) -> Result<(), Errno> {
-    const CAP_SETGID: u64 = 1 << 6;
-    const CAP_SETUID: u64 = 1 << 7;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let number = |n: usize| claim.get(n * 4..n * 4 + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+fn claim(caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> {
+    let number = |n: usize| bytes.get(n * 4..n * 4 + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     let (Some(pid), Some(uid), Some(gid)) = (number(0), number(1), number(2)) else { return Err(Errno::EINVAL) };
+    if bytes.len() != 12 {
+        return Err(Errno::EINVAL);
+    }
     let status = &caller.status;
     let has = |capability| status.identity.capabilities & capability != 0;
-    let may = (pid == status.pid || has(CAP_SYS_ADMIN))
+    // A process knows itself by the number that it has in its own pid namespace.
+    let is_itself = pid == status.inner_pid;
+    let may = (is_itself || has(CAP_SYS_ADMIN))
         && (status.uids.iter().take(3).any(|own| *own == uid) || has(CAP_SETUID))
         && (status.gids.iter().take(3).any(|own| *own == gid) || has(CAP_SETGID));
-    if may { Ok(()) } else { Err(Errno::EPERM) }
+    if may { Ok([if is_itself { status.pid } else { pid }, uid, gid]) } else { Err(Errno::EPERM) }
 }
 
 /// A socket and the address for the event.

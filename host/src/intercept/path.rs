@@ -5,6 +5,7 @@
 //! is then found out from the supervisor's own view, which nobody inside can change.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
@@ -15,7 +16,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::event::File;
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, Status};
+use crate::sys::credentials::{self, Identity};
 
 /// The supervisor's own root, mounts and `/proc`, as they were at the start.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub struct View {
     proc_device: u64,
     /// What the kernel calls our root from within the workload's mounts: `/`, or where we were chrooted to.
     prefix: PathBuf,
+    /// Who we are.
+    own: Identity,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -39,12 +43,14 @@ impl View {
     ///
     /// # Errors
     /// `proc` is no procfs.
-    pub fn new(root: OwnedFd, proc: OwnedFd, outer_root: BorrowedFd<'_>) -> nix::Result<Self> {
+    pub fn new(root: OwnedFd, proc: OwnedFd, outer_root: BorrowedFd<'_>) -> io::Result<Self> {
         if fstatfs(&proc)?.filesystem_type() != PROC_SUPER_MAGIC {
-            return Err(Errno::ENODEV);
+            return Err(Errno::ENODEV.into());
         }
         let proc_device = fstat(&proc)?.st_dev;
-        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/") };
+        let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
+        let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
+        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
     }
@@ -52,6 +58,11 @@ impl View {
     /// `/proc`.
     pub fn proc(&self) -> BorrowedFd<'_> {
         self.proc.as_fd()
+    }
+
+    /// Who the supervisor is.
+    pub fn own(&self) -> &Identity {
+        &self.own
     }
 
     /// What a file is called, and which it is.
@@ -114,10 +125,50 @@ impl View {
 
     /// The file that `path` names to the caller, starting at `base` if it is relative.
     ///
+    /// What the caller has no right to look up is found all the same: whether it may be run is for the kernel to say. But
+    /// an error is the one that the caller would get, so that nobody learns from us what a directory has that it may not
+    /// search.
+    ///
     /// # Errors
     /// What the kernel would answer.
-    pub fn resolve(&self, caller: &Caller, base: OwnedFd, path: &[u8], follow_last: bool) -> nix::Result<OwnedFd> {
-        Ok(self.walk(caller, base, path, follow_last)?.0)
+    pub fn resolve(&self, caller: &Caller, base: impl AsFd, path: &[u8], follow_last: bool) -> nix::Result<OwnedFd> {
+        let base = base.as_fd();
+        if let Some(found) = self.walk_by_kernel(caller, path, follow_last) {
+            return Ok(found);
+        }
+        self.walk(caller, base, path, follow_last).or_else(|error| {
+            let Some(rights) = self.lesser_rights(caller) else { return Err(error) };
+            match credentials::run_as(&self.own, &rights, || self.walk(caller, base, path, follow_last)) {
+                Ok(as_caller) => as_caller,
+                Err(_) => Err(error),
+            }
+        })
+    }
+
+    /// The caller's identity as far as it decides on paths, if it has fewer rights than we have.
+    fn lesser_rights(&self, caller: &Caller) -> Option<Identity> {
+        /// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` (capabilities(7)).
+        const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
+        let theirs = &caller.status.identity;
+        let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
+        // Those of another user are as a rule of another user namespace, and count for little here.
+        let kept = if same { theirs.capabilities } else { 0 };
+        let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | kept);
+        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.clone() })
+    }
+
+    /// The same as [`Self::walk`] where the path meets nothing that means something else to us than to the caller: an
+    /// absolute path that leads from the caller's root to no procfs.
+    fn walk_by_kernel(&self, caller: &Caller, path: &[u8], follow_last: bool) -> Option<OwnedFd> {
+        if !path.starts_with(b"/") {
+            return None;
+        }
+        let root = caller.root().ok()?;
+        let flags = if follow_last { HANDLE } else { HANDLE | OFlag::O_NOFOLLOW };
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let found = openat2(root, Path::new(OsStr::from_bytes(path)), how).ok()?;
+        // Only a magic link leads out of a procfs, save the way back by which one came.
+        (fstatfs(&found).ok()?.filesystem_type() != PROC_SUPER_MAGIC).then_some(found)
     }
 
     /// The directory in which `path` names something to the caller, and what it is called there, without following it.
@@ -131,23 +182,21 @@ impl View {
         let parent = if parent.as_os_str().is_empty() {
             base
         } else {
-            self.walk(caller, base, parent.as_os_str().as_bytes(), true)?.0
+            self.resolve(caller, base, parent.as_os_str().as_bytes(), true)?
         };
         Ok((parent, name.to_owned()))
     }
 
-    fn walk(&self, caller: &Caller, base: OwnedFd, path: &[u8], follow_last: bool) -> nix::Result<(OwnedFd, FileStat)> {
+    fn walk(&self, caller: &Caller, base: BorrowedFd<'_>, path: &[u8], follow_last: bool) -> nix::Result<OwnedFd> {
         if path.is_empty() {
             return Err(Errno::ENOENT);
         }
-        let root = self.caller_directory(caller, "root")?;
-        let root_stat = fstat(&root)?;
-        let mut current = base;
+        let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|_| Errno::EMFILE);
+        let root = caller.root()?;
+        let root_stat = fstat(root)?;
         let mut todo: Vec<Vec<u8>> = Vec::new();
         push_components(&mut todo, path);
-        if path.starts_with(b"/") {
-            current = root.try_clone().map_err(|_| Errno::EMFILE)?;
-        }
+        let mut current = clone(if path.starts_with(b"/") { root } else { base })?;
         let mut stat = fstat(&current)?;
         let mut links = 0;
         while let Some(component) = todo.pop() {
@@ -186,12 +235,12 @@ impl View {
                 _ => readlinkat(&next, "")?.into_vec(),
             };
             if target.starts_with(b"/") {
-                current = root.try_clone().map_err(|_| Errno::EMFILE)?;
+                current = clone(root)?;
                 stat = root_stat;
             }
             push_components(&mut todo, &target);
         }
-        Ok((current, stat))
+        Ok(current)
     }
 
     /// The caller's process id in the pid namespace that a procfs shows: ours, or else (a procfs that was mounted
@@ -201,7 +250,7 @@ impl View {
     }
 
     fn tid_in(&self, proc: &FileStat, caller: &Caller) -> u32 {
-        if proc.st_dev == self.proc_device { caller.tid } else { caller.status.inner_pid }
+        if proc.st_dev == self.proc_device { caller.tid } else { caller.status.inner_tid }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! No untagged enums and no flattening: serde would lose the place of a mistake in them.
 
+use callgate_json::{Object, present};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -15,7 +16,7 @@ use super::{Decisions, DefaultVerdict, Format, Guarantee, Mode, OnFailure, WhenF
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// For editors: where the JSON Schema of this document is.
-    #[serde(rename = "$schema")]
+    #[serde(rename = "$schema", default, deserialize_with = "present")]
     pub schema: Option<String>,
     /// Version of the document's format.
     #[serde(default = "version")]
@@ -27,28 +28,36 @@ pub struct Document {
     /// Whether `mode` holds whatever `CALLGATE_MODE` or a flag says.
     #[serde(default)]
     pub lock_mode: bool,
-    /// What happens to an event on which every plugin abstains.
+    /// What happens to an event on which every plugin abstains. An event that no plugin asked to see is not even looked at,
+    /// and always allowed.
     #[serde(default = "deny")]
     pub default: DefaultVerdict,
-    /// The plugins, in the order in which they are asked. Instead of it, the allowlist's configuration can stand at the top.
-    pub plugins: Option<Vec<PluginDocument>>,
+    /// The plugins, in the order in which they are asked: the first denial counts. For the built-in allowlist alone, its
+    /// configuration can stand at the top of the document instead.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
+    pub plugins: Option<Vec<Object<PluginDocument>>>,
     /// The audit log.
     #[serde(default)]
-    pub audit: AuditDocument,
-    /// Guarantees without which the command is not started.
+    pub audit: Object<AuditDocument>,
+    /// Guarantees (SECURITY.md) that must hold on this machine; the command is not started without them.
     #[serde(default)]
     pub require: Vec<Guarantee>,
     /// For the allowlist: what may run.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Value>"))]
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub allow_executables: Option<Box<RawValue>>,
     /// For the allowlist: what may not run.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Value>"))]
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub deny_executables: Option<Box<RawValue>>,
     /// For the allowlist: what may be reached.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Value>"))]
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub network: Option<Box<RawValue>>,
     /// For the allowlist: who processes may be.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Value>"))]
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub users: Option<Box<RawValue>>,
 }
 
@@ -69,22 +78,28 @@ impl Document {
 
 /// One plugin.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Plugin"))]
 #[serde(deny_unknown_fields)]
 pub struct PluginDocument {
-    /// Its name in records, unique within the policy. Without `path`: the built-in plugin of this name.
+    /// Its name in records, unique within the policy. Without `path` and `builtin`: the built-in plugin of this name.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
     pub name: String,
-    /// A WebAssembly component that exports the world of `callgate:policy`; relative to the policy's directory.
+    /// The file of a WebAssembly component that exports the interface `callgate:policy/policy`; relative to the policy's
+    /// directory.
+    #[serde(default, deserialize_with = "present")]
     pub path: Option<String>,
-    /// The built-in plugin that it is, where `name` is another.
+    /// The built-in plugin that it is, where `name` is another: `allowlist`.
+    #[serde(default, deserialize_with = "present")]
     pub builtin: Option<String>,
-    /// The SHA-256 that the file must have, in hexadecimal.
+    /// The SHA-256 that the file must have, in hexadecimal; without it, whatever the file holds is loaded.
+    #[serde(default, deserialize_with = "present")]
     #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[0-9a-fA-F]{64}$")))]
     pub sha256: Option<String>,
-    /// The plugin's own configuration.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<serde_json::Value>"))]
+    /// The plugin's own configuration, which it checks itself. Absent: `{}`.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Value"))]
     pub config: Option<Box<RawValue>>,
-    /// What a trap, a missed deadline or too much memory means.
+    /// What it means when the plugin fails: it traps, misses its deadline, wants too much memory, answers nonsense.
     #[serde(default = "deny_on_failure")]
     pub on_failure: OnFailure,
     /// How long a decision may take, in milliseconds.
@@ -95,7 +110,7 @@ pub struct PluginDocument {
     #[serde(default = "memory_mib")]
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 4096)))]
     pub memory_mib: u64,
-    /// `dry-run`: what it says is recorded and does not count.
+    /// `dry-run`: what this plugin denies is recorded as such, and does not count.
     #[serde(default = "enforce")]
     pub mode: Mode,
 }
@@ -119,7 +134,7 @@ impl PluginDocument {
 
 /// The audit log.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Audit"))]
 #[serde(deny_unknown_fields, default)]
 pub struct AuditDocument {
     /// Where records go; each place gets every record.
@@ -153,14 +168,18 @@ pub struct SinkDocument {
     pub format: Format,
 }
 
+#[cfg(feature = "schema")]
+const PLACE: &str = "^(stderr|file:/.*|fd:[0-9]+|unix:/.*)$";
+
 /// The long form of a sink.
 #[derive(Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "LongSink"))]
 #[serde(deny_unknown_fields)]
 struct SinkObject {
-    /// The place.
+    /// The place: `stderr`, `file:PATH` (appended to), `fd:N` (inherited) or `unix:PATH` (a socket).
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = PLACE)))]
     to: String,
-    /// How records are written.
+    /// How records are written: `auto` is text on a terminal, else JSON.
     #[serde(default = "auto")]
     format: Format,
 }
@@ -198,7 +217,7 @@ impl schemars::JsonSchema for SinkDocument {
         let object = generator.subschema_for::<SinkObject>();
         schemars::json_schema!({
             "description": "A place that records go to, alone or with a format.",
-            "anyOf": [{ "type": "string", "pattern": "^(stderr|file:.+|fd:[0-9]+|unix:.+)$" }, object]
+            "anyOf": [{ "type": "string", "pattern": PLACE }, object]
         })
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_path_to_error::Segment;
+use callgate_json::{Object, without_place};
 
 use super::document::{Document, PluginDocument, SinkDocument};
 use super::source::{PolicyError, Source};
@@ -24,12 +24,12 @@ impl Policy {
     /// # Errors
     /// The file cannot be read, or the first mistake in it.
     pub fn load(path: &Path) -> Result<(Self, Source), PolicyError> {
-        let text = read(path).map_err(|error| {
+        let bytes = read(path).map_err(|error| {
             let hint = (error.kind() == std::io::ErrorKind::NotFound)
                 .then(|| "name the policy with --policy FILE or CALLGATE_POLICY".to_owned());
             PolicyError::of_file(path, format!("cannot read the policy: {error}"), hint)
         })?;
-        let source = Source { path: path.to_owned(), text };
+        let source = text(path, bytes)?;
         Ok((Self::parse(&source)?, source))
     }
 
@@ -64,7 +64,7 @@ impl Policy {
                 let mut names = HashSet::new();
                 let plugins = plugins.iter().enumerate();
                 plugins
-                    .map(|(index, plugin)| settings(source, directory, index, plugin, &mut names))
+                    .map(|(index, Object(plugin))| settings(source, directory, index, plugin, &mut names))
                     .collect::<Result<_, _>>()?
             }
             (Some(_), [(key, _), ..]) => {
@@ -76,7 +76,7 @@ impl Policy {
                 ));
             }
         };
-        let audit = &document.audit;
+        let Object(audit) = &document.audit;
         if audit.queue == 0 || audit.queue > 1_000_000 {
             let message = format!("a queue of {} records; it takes 1 to 1000000", audit.queue);
             return Err(source.error_at("/audit/queue", message, None));
@@ -116,18 +116,38 @@ impl PluginSettings {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     // A fifo would hold up the start.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() {
+        let what = if kind.is_dir() { "it is a directory" } else { "it is not a regular file" };
+        return Err(std::io::Error::other(what));
     }
-    let mut text = String::new();
-    file.take(SIZE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > SIZE {
-        return Err(std::io::Error::other(format!("larger than {SIZE} bytes")));
+    let mut bytes = Vec::new();
+    file.take(SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > SIZE {
+        return Err(std::io::Error::other(format!("it is larger than {} MiB", SIZE >> 20)));
     }
-    Ok(text)
+    Ok(bytes)
+}
+
+/// The text of a policy, which is UTF-8 without a byte order mark (RFC 8259, 8.1).
+fn text(path: &Path, bytes: Vec<u8>) -> Result<Source, PolicyError> {
+    let source = |text| Source { path: path.to_owned(), text };
+    let hint = || Some("save the policy as UTF-8 without a byte order mark".to_owned());
+    match String::from_utf8(bytes) {
+        Ok(text) if text.starts_with('\u{feff}') => {
+            Err(source(text).error_at_byte(0, "the policy begins with a byte order mark", hint()))
+        }
+        Ok(text) if text.trim_ascii().is_empty() => Err(PolicyError::of_file(path, "the policy is empty", None)),
+        Ok(text) => Ok(source(text)),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let shown = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            Err(source(shown).error_at_byte(at, "the policy is not UTF-8", hint()))
+        }
+    }
 }
 
 fn document(source: &Source) -> Result<Document, PolicyError> {
@@ -135,45 +155,9 @@ fn document(source: &Source) -> Result<Document, PolicyError> {
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
         return Err(source.error_at_line(error.line(), error.column(), without_place(&error)));
     }
-    let mut json = serde_json::Deserializer::from_str(&source.text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let mut pointer = pointer(error.path());
-        let message = without_place(error.inner());
-        // serde tells the place of an unknown key, but not of one that is there twice.
-        if let Some(twice) = message.strip_prefix("duplicate field `") {
-            pointer = format!("{pointer}/{}", twice.trim_end_matches('`'));
-        }
-        let about_key = message.starts_with("unknown field") || message.starts_with("duplicate field");
-        let hint = about_key.then(|| similar(&message)).flatten().map(|key| format!("did you mean {key:?}?"));
-        if about_key { source.error_at_key(&pointer, message, hint) } else { source.error_at(&pointer, message, hint) }
-    })
-}
-
-/// serde_json ends its messages with the place that it stopped at, which is not always the one that we show.
-fn without_place(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    message.rsplit_once(" at line ").map_or(message.clone(), |(message, _)| message.to_owned())
-}
-
-fn pointer(path: &serde_path_to_error::Path) -> String {
-    path.iter()
-        .filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(format!("/{index}")),
-            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
-            Segment::Enum { .. } | Segment::Unknown => None,
-        })
-        .collect()
-}
-
-/// The expected name that is most like the unknown one, from serde's "unknown field `x`, expected one of `a`, `b`".
-fn similar(message: &str) -> Option<String> {
-    let mut names = message.split('`').skip(1).step_by(2);
-    let unknown = names.next()?;
-    names
-        .map(|name| (strsim::normalized_damerau_levenshtein(unknown, name), name))
-        .filter(|(likeness, _)| *likeness > 0.5)
-        .max_by(|one, other| one.0.total_cmp(&other.0))
-        .map(|(_, name)| name.to_owned())
+    callgate_json::from_str(&source.text)
+        .map(|Object(document)| document)
+        .map_err(|mistake| source.mistake(&mistake.pointer, mistake.message, mistake.hint))
 }
 
 fn settings(

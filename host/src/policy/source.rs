@@ -82,6 +82,19 @@ impl Source {
         self.error(self.find(pointer, true), message, hint)
     }
 
+    /// An error that serde or a plugin found: an unknown key, or one that is there twice, is shown itself instead of its value.
+    pub fn mistake(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> PolicyError {
+        let message = message.into();
+        let about_key = message.contains("unknown field `") || message.contains("duplicate field `");
+        self.error(self.find(pointer, about_key), message, hint)
+    }
+
+    /// An error about a byte of the text.
+    pub fn error_at_byte(&self, at: usize, message: impl Into<String>, hint: Option<String>) -> PolicyError {
+        let width = self.text[at..].chars().next().map_or(0, char::len_utf8);
+        self.error(Some(at..at + width), message, hint)
+    }
+
     /// An error about a line and column, both from 1, the column in bytes.
     pub fn error_at_line(&self, line: usize, column: usize, message: impl Into<String>) -> PolicyError {
         let start: usize = self.text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();

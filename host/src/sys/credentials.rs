@@ -17,6 +17,42 @@ pub struct Identity {
     pub capabilities: u64,
 }
 
+/// Who the supervisor's threads are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    /// As permission checks see us.
+    pub identity: Identity,
+    /// Capabilities that we have and the workload was never given, as bits.
+    pub withheld: u64,
+}
+
+/// capabilities(7).
+pub const CAP_SETGID: u64 = 1 << 6;
+/// capabilities(7).
+pub const CAP_SETUID: u64 = 1 << 7;
+/// capabilities(7).
+pub const CAP_SYS_PTRACE: u64 = 1 << 19;
+/// capabilities(7).
+pub const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+impl Own {
+    /// Does something with the rights of another, and, for what only we can do, the capabilities in `besides`.
+    ///
+    /// # Errors
+    /// Those of `work`; or we may not become that other.
+    pub fn act_as<T>(&self, theirs: &Identity, besides: u64, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let same = theirs.uid == self.identity.uid
+            && theirs.gid == self.identity.gid
+            && theirs.groups == self.identity.groups
+            && theirs.capabilities == self.identity.capabilities & !self.withheld;
+        if same {
+            return work();
+        }
+        let theirs = Identity { capabilities: theirs.capabilities | besides, ..theirs.clone() };
+        run_as(&self.identity, &theirs, work)?
+    }
+}
+
 /// Runs `work` as `identity`, with no more capabilities than we have ourselves, and changes back.
 ///
 /// # Errors

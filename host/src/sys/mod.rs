@@ -3,6 +3,11 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
+pub mod injection;
+pub mod mapping;
+pub mod diag;
+pub mod interruption;
+pub mod memory;
 pub mod notify;
 pub mod pidfd;
 pub mod precompiled;

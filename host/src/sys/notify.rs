@@ -5,6 +5,8 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use crate::sys::interruption::uninterrupted;
+
 /// A notification that waits for an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Notification {
@@ -93,14 +95,14 @@ impl Listener {
         };
         let mut response = libc::seccomp_notif_resp { id, val, error, flags };
         // SAFETY: `response` is a valid `seccomp_notif_resp` for the time of the call.
-        unsafe { ioctls::send(self.fd.as_raw_fd(), &raw mut response) }?;
+        uninterrupted(|| unsafe { ioctls::send(self.fd.as_raw_fd(), &raw mut response) })?;
         Ok(())
     }
 
     /// Whether the caller still waits for the answer: what was read of it in between was its own.
     pub fn is_valid(&self, id: u64) -> bool {
         // SAFETY: the kernel reads one u64.
-        unsafe { ioctls::id_valid(self.fd.as_raw_fd(), &raw const id) }.is_ok()
+        uninterrupted(|| unsafe { ioctls::id_valid(self.fd.as_raw_fd(), &raw const id) }).is_ok()
     }
 
     /// Puts a copy of `fd` into the caller's descriptor table and answers with its number there: in one step from Linux
@@ -118,16 +120,8 @@ impl Listener {
             newfd_flags: if cloexec { libc::O_CLOEXEC as u32 } else { 0 },
         };
         // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
-        match unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) } {
-            Ok(_) => Ok(()),
-            Err(nix::errno::Errno::EINVAL) => {
-                request.flags = 0;
-                // SAFETY: as above.
-                let number = unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) }?;
-                self.send(id, Answer::Value(i64::from(number)))
-            }
-            Err(error) => Err(error.into()),
-        }
+        uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
+        Ok(())
     }
 }
 

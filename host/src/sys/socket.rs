@@ -109,6 +109,21 @@ pub fn option(socket: impl AsFd, name: i32) -> io::Result<i32> {
     Ok(value)
 }
 
+/// `SO_PEERCRED`: process, user and group.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<[u32; 3]> {
+    let mut ids = [0_u32; 3];
+    let mut length = size_of_val(&ids) as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: pointer and length describe `ids`, which has the layout of `ucred`.
+    number(unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, ids.as_mut_ptr().cast(), &raw mut length) as i64
+    })?;
+    Ok(ids)
+}
+
 /// `SO_SNDTIMEO` or `SO_RCVTIMEO` in microseconds; 0 for none.
 ///
 /// # Errors

@@ -53,7 +53,10 @@ impl Executables {
                     "executables.no-path",
                     format!("{} is no file of the image at that path", file.path),
                 )
-                .hint("only the digest of its content can allow it: add \"sha256:…\" to allow_executables");
+                .hint(match content(role, file) {
+                    Some(digest) => format!("add \"sha256:{digest}\", the digest of its content, to allow_executables"),
+                    None => "add sha256: and the digest of its content to allow_executables".to_owned(),
+                });
             }
             let interprets = if matches!(role, FileRole::File) { "" } else { ", which interprets it," };
             return Verdict::deny(
@@ -121,6 +124,31 @@ impl List {
         self.paths.contains(path)
             || self.directories.iter().any(|directory| path.starts_with(directory.as_str()))
             || self.globs.iter().any(|glob| glob_match(glob, path))
+    }
+}
+
+/// The digest of a file for a hint, if it costs little.
+fn content(role: FileRole, file: &File) -> Option<String> {
+    const LITTLE: u64 = 16 << 20;
+    (file.size <= LITTLE).then(|| digest(role).ok()).flatten()
+}
+
+/// An entry of the lists, for the JSON Schema.
+#[cfg(feature = "schema")]
+pub(crate) struct Entry;
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Entry {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Executable".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^(/|sha256:[0-9A-Fa-f]{64}$)" })
     }
 }
 

@@ -1,14 +1,16 @@
 //! The default plugin: what is not listed is denied.
 //!
-//! An ordinary plugin, written with `callgate-sdk`. Executables are always its business, the network and users only if its
-//! configuration has a section for them.
+//! An ordinary plugin, written with `callgate-sdk`. Executables, the network and users are its business if its configuration
+//! has a section for them; what is not is not even intercepted.
 
 mod executables;
+mod forms;
 mod network;
 mod users;
 
 use callgate_sdk::{
-    Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Plugin, Socket, Subject, Verdict,
+    Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Object, Plugin, Socket, Subject, Verdict,
+    present,
 };
 use serde::Deserialize;
 
@@ -19,42 +21,61 @@ use users::Users;
 /// The plugin, configured.
 #[derive(Debug)]
 pub struct Allowlist {
-    executables: Executables,
+    executables: Option<Executables>,
     network: Option<Network>,
     users: Option<Users>,
 }
 
-/// Its configuration.
+/// What the allowlist allows.
 #[derive(Debug, Default, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Allowlist"))]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What may run: absolute paths, globs in which `*` does not cross `/` and `**` does, directories with a `/` at the
-    /// end, or `sha256:` and the digest of the content.
+    /// What may run; nothing else does. Absolute paths; globs, in which `*` does not cross `/` and `**` does; directories
+    /// with everything below them, with a `/` at the end; or `sha256:` and the digest of the content. A script needs its
+    /// interpreter to be allowed too. Absent: whatever `deny_executables` does not name.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
+    #[cfg_attr(feature = "schema", schemars(extend("examples" = [["/usr/bin/gotty", "/bin/bash", "/opt/app/", "/srv/*/run"]])))]
     pub allow_executables: Option<Vec<String>>,
-    /// What may not run, even if the other list has it.
+    /// What may not run, even if `allow_executables` has it. Written like that one.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
     pub deny_executables: Vec<String>,
-    /// What may be connected to, bound, sent to and accepted. Without it the network is not governed.
-    pub network: Option<network::Config>,
-    /// Which users and groups processes may run as and switch to. Without it users are not governed.
-    pub users: Option<users::Config>,
+    /// Which addresses may be reached, and served. Absent: the network is not governed, and costs nothing.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "network::Config"))]
+    pub network: Option<Object<network::Config>>,
+    /// Which users and groups processes may run as and switch to. Absent: users are not governed.
+    #[serde(deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "users::Config"))]
+    pub users: Option<Object<users::Config>>,
 }
 
 impl Plugin for Allowlist {
-    type Config = Config;
+    type Config = Object<Config>;
     const NAME: &'static str = "allowlist";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
-    fn new(config: Config) -> Result<Self, ConfigError> {
+    fn new(Object(config): Object<Config>) -> Result<Self, ConfigError> {
+        let executables = config.allow_executables.is_some() || !config.deny_executables.is_empty();
+        if !executables && config.network.is_none() && config.users.is_none() {
+            return Err(ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed")
+                .hint("add \"allow_executables\": [\"/bin/sh\", …]"));
+        }
         Ok(Self {
-            executables: Executables::new(config.allow_executables, &config.deny_executables)?,
-            network: config.network.map(Network::new).transpose()?,
-            users: config.users.map(Users::new).transpose()?,
+            executables: executables
+                .then(|| Executables::new(config.allow_executables, &config.deny_executables))
+                .transpose()?,
+            network: config.network.map(|Object(config)| Network::new(config)).transpose()?,
+            users: config.users.map(|Object(config)| Users::new(config)),
         })
     }
 
     fn subscriptions(&self) -> EventKinds {
-        let mut kinds = EventKinds::EXEC | EventKinds::EXEC_FILELESS;
+        let mut kinds = EventKinds::empty();
+        if self.executables.is_some() || self.users.is_some() {
+            kinds = kinds | EventKinds::EXEC | EventKinds::EXEC_FILELESS;
+        }
         if let Some(network) = &self.network {
             kinds = kinds
                 | EventKinds::CONNECT
@@ -114,7 +135,10 @@ impl Allowlist {
         if let Some(denied) = self.users.as_ref().and_then(|users| users.running_as(subject)) {
             return denied;
         }
-        self.executables.judge(exec)
+        match &self.executables {
+            Some(executables) => executables.judge(exec),
+            None => Verdict::allow("executables.not-governed"),
+        }
     }
 }
 

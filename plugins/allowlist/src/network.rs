@@ -2,29 +2,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Socket, Verdict};
+use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Object, Socket, Verdict, present};
 use glob_match::glob_match;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// The section `network`. What no rule allows is denied, in every family, except:
+use crate::forms::{OneOrMany, Span};
+
+/// Who may be reached, and by whom. What no rule allows is denied, in every family, except:
 /// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
 /// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
 /// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Network"))]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// What may be connected to and sent to.
+    /// What may be connected to and sent to. An event is allowed if one rule matches it.
     #[serde(default)]
-    outbound: Vec<OutboundRule>,
-    /// What may be bound and listened on, and by whom that may be reached.
+    outbound: Vec<Object<OutboundRule>>,
+    /// What may be bound and listened on, and by whom it may be reached.
     #[serde(default)]
-    inbound: Vec<InboundRule>,
-    /// Other families that may be used, by name: `netlink`, `packet`, `vsock`, `raw` (IP sockets of that type), …
+    inbound: Vec<Object<InboundRule>>,
+    /// Other families whose sockets may be used, whatever their address, by name: `netlink`, `packet`, `vsock`, …; `raw` means
+    /// IP sockets of that type.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<Family>"))]
     families: Vec<String>,
-    /// Whether `NETLINK_ROUTE` sockets may be used.
+    /// Whether a program may ask the kernel for its interfaces and routes (`NETLINK_ROUTE` sockets), as resolvers do.
     #[serde(default = "yes")]
     netlink_route: bool,
 }
@@ -33,57 +37,59 @@ const fn yes() -> bool {
     true
 }
 
+/// Allows what it matches: IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every IP
+/// address by TCP and UDP.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
 #[serde(deny_unknown_fields)]
 struct OutboundRule {
-    /// Addresses or networks; absent: any.
+    /// Addresses or networks of the peer; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     to: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    /// Its ports; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    ports: Option<OneOrMany<Span<u16>>>,
+    /// The protocol; absent: TCP and UDP.
+    #[serde(default, deserialize_with = "present")]
     protocol: Option<Protocol>,
-    /// A path of an AF_UNIX socket, or a glob.
+    /// The path of an AF_UNIX socket, or a glob.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/postgresql/.s.PGSQL.5432"))]
     unix: Option<String>,
-    /// A name in the abstract namespace, or a glob, without the leading NUL.
+    /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
+    #[serde(default, deserialize_with = "present")]
     unix_abstract: Option<String>,
 }
 
+/// Allows what it matches: local IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every
+/// IP address by TCP and UDP.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
 #[serde(deny_unknown_fields)]
 struct InboundRule {
     /// Local addresses or networks; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     on: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    /// Local ports; absent: any.
+    #[serde(default, deserialize_with = "present")]
+    ports: Option<OneOrMany<Span<u16>>>,
+    /// The protocol; absent: TCP and UDP.
+    #[serde(default, deserialize_with = "present")]
     protocol: Option<Protocol>,
-    /// Peers that may connect; absent: any.
+    /// Addresses or networks of peers that may connect; absent: any. Datagrams come from anybody, so a rule with peers is
+    /// none for UDP.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
     from: Option<OneOrMany<String>>,
+    /// The path of an AF_UNIX socket, or a glob.
+    #[serde(default, deserialize_with = "present")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/app/*.sock"))]
     unix: Option<String>,
+    /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
+    #[serde(default, deserialize_with = "present")]
     unix_abstract: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::One(one) => vec![one],
-            Self::Many(many) => many,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-enum Ports {
-    One(u16),
-    Range(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -92,11 +98,27 @@ enum Ports {
 enum Protocol {
     /// TCP, and multipath TCP.
     Tcp,
+    /// UDP.
     Udp,
+    /// UDP-Lite.
     Udplite,
+    /// SCTP.
     Sctp,
     /// ICMP and ICMPv6 datagram sockets, as ping(8) uses them.
     Icmp,
+}
+
+impl Protocol {
+    /// As the policy calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Udplite => "udplite",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+        }
+    }
 }
 
 /// The section, compiled.
@@ -118,7 +140,7 @@ struct Rule {
 
 #[derive(Debug)]
 enum Matches {
-    Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<(u16, u16)>>, protocol: Option<Protocol> },
+    Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<Span<u16>>>, protocol: Option<Protocol> },
     Unix(String),
     UnixAbstract(String),
 }
@@ -129,6 +151,7 @@ const AF_INET6: u16 = 10;
 const AF_NETLINK: u16 = 16;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
 const NETLINK_ROUTE: u32 = 0;
 /// socket(2), address_families(7).
 const FAMILIES: &[(&str, u16)] = &[
@@ -152,14 +175,19 @@ impl Network {
     /// # Errors
     /// An address, a port or a family that is none.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let outbound = config.outbound.into_iter().enumerate().map(|(n, rule)| {
+        let outbound = config.outbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/outbound/{n}");
             let matches = matches(&at, "to", rule.to, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: None })
         });
         let outbound = outbound.collect::<Result<_, ConfigError>>()?;
-        let inbound = config.inbound.into_iter().enumerate().map(|(n, rule)| {
+        let inbound = config.inbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/inbound/{n}");
+            if let (Some(Protocol::Udp | Protocol::Udplite | Protocol::Icmp), Some(_)) = (rule.protocol, &rule.from) {
+                let mut error = ConfigError::at(format!("{at}/from"), "datagrams are received from anybody");
+                error.hint = Some("only who may connect can be restricted".to_owned());
+                return Err(error);
+            }
             let matches = matches(&at, "on", rule.on, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: rule.from.map(|from| nets(from, &format!("{at}/from"))).transpose()? })
         });
@@ -188,10 +216,11 @@ impl Network {
         if matches!(to.address, Address::Unspecified) {
             return Verdict::allow("network.dissolve");
         }
-        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &meant(&to.address))) {
+        let address = meant(&to.address);
+        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &address)) {
             return Verdict::allow("network.outbound");
         }
-        denied("outbound", what, "to", &to.socket, &to.address)
+        denied("outbound", what, "to", &to.socket, &address)
     }
 
     /// bind. Port 0 is what clients bind; what is listened on is looked at in [`Self::listen`].
@@ -209,7 +238,12 @@ impl Network {
 
     /// listen, also on a port that the kernel has chosen or will choose.
     pub fn listen(&self, on: &Endpoint) -> Verdict {
-        if self.without_rule(&on.socket) || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address)) {
+        // Without a name nobody can connect, and the kernel refuses it.
+        let unreachable = matches!(on.address, Address::UnixUnnamed);
+        if unreachable
+            || self.without_rule(&on.socket)
+            || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address))
+        {
             return Verdict::allow("network.inbound");
         }
         denied("inbound", "listen", "on", &on.socket, &on.address)
@@ -225,8 +259,17 @@ impl Network {
         if !matches!(accepted.socket.family, AF_INET | AF_INET6) || self.inbound.iter().filter(here).any(admits) {
             return Verdict::allow("network.peer");
         }
-        Verdict::deny("network.peer", format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)))
-            .hint("add its address to \"from\" of a rule in network.inbound")
+        let verdict = Verdict::deny(
+            "network.peer",
+            format!("{} may not connect to {}", show(&accepted.peer), show(&accepted.local)),
+        );
+        match (rule_for("on", &accepted.socket, &accepted.local), ip(&accepted.peer)) {
+            (Some(rule), Some(peer)) => {
+                let rule = rule.trim_end_matches('}');
+                verdict.hint(format!("add {rule}, \"from\": \"{peer}\"}} to network.inbound"))
+            }
+            _ => verdict,
+        }
     }
 
     /// socket.
@@ -245,23 +288,24 @@ impl Network {
         if is_ip && needs.is_some() && self.outbound.iter().chain(&self.inbound).any(named) {
             return Verdict::allow("network.protocol");
         }
-        let (what, hint) = if is_ip {
-            let what = format!("a socket of type {} and protocol {}", socket.kind, socket.protocol);
-            (what, "add \"raw\" to network.families, or a rule that names the protocol".to_owned())
+        let what = if is_ip {
+            format!("a socket of type {} and protocol {}", socket.kind, socket.protocol)
         } else {
-            let name = FAMILIES.iter().find(|(_, number)| *number == socket.family).map(|(name, _)| *name);
-            let hint = name.map_or("this family cannot be allowed by name".to_owned(), |name| {
-                format!("add {name:?} to network.families")
-            });
-            (format!("a socket of family {}", name.map_or(socket.family.to_string(), str::to_owned)), hint)
+            format!("a socket of {}", family_name(socket.family))
         };
-        Verdict::deny("network.family", format!("{what} is not allowed by the network rules")).hint(hint)
+        let verdict = Verdict::deny("network.family", format!("{what} is not allowed by the network rules"));
+        match needs {
+            Some(protocol) if is_ip => {
+                verdict.hint(format!("add {{\"protocol\": \"{}\"}} to network.outbound", protocol.name()))
+            }
+            _ => with_family_hint(verdict, socket),
+        }
     }
 
     /// Sockets that the policy allows as a whole.
     fn without_rule(&self, socket: &Socket) -> bool {
         let route = socket.family == AF_NETLINK && socket.protocol == NETLINK_ROUTE && self.netlink_route;
-        let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == 3;
+        let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == SOCK_RAW;
         route || raw || self.families.contains(&socket.family)
     }
 }
@@ -275,9 +319,10 @@ impl Rule {
                 let (Some(ip), Some(port)) = (ip(address), port(address)) else { return false };
                 protocol_of(socket).is_some_and(|used| match protocol {
                     Some(wanted) => used == *wanted,
-                    None => matches!(used, Protocol::Tcp | Protocol::Udp),
+                    // Nobody asks before a datagram is received.
+                    None => used == Protocol::Tcp || used == Protocol::Udp && self.from.is_none(),
                 }) && nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&ip)))
-                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|(low, high)| (low..=high).contains(&&port)))
+                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|span| span.contains(port)))
             }
             _ => false,
         }
@@ -288,7 +333,7 @@ fn matches(
     at: &str,
     key: &str,
     addresses: Option<OneOrMany<String>>,
-    ports: Option<OneOrMany<Ports>>,
+    ports: Option<OneOrMany<Span<u16>>>,
     protocol: Option<Protocol>,
     unix: Option<String>,
     unix_abstract: Option<String>,
@@ -297,7 +342,7 @@ fn matches(
     match (unix, unix_abstract) {
         (None, None) => Ok(Matches::Ip {
             nets: addresses.map(|addresses| nets(addresses, &format!("{at}/{key}"))).transpose()?,
-            ports: ports.map(|ports| port_ranges(ports, &format!("{at}/ports"))).transpose()?,
+            ports: ports.map(OneOrMany::into_vec),
             protocol,
         }),
         (Some(_), Some(_)) => Err(ConfigError::at(at, "a rule has either \"unix\" or \"unix_abstract\"")),
@@ -336,25 +381,6 @@ fn unmapped(net: &IpNet) -> IpNet {
         return mapped.into();
     }
     *net
-}
-
-fn port_ranges(ports: OneOrMany<Ports>, at: &str) -> Result<Vec<(u16, u16)>, ConfigError> {
-    let many = matches!(ports, OneOrMany::Many(_));
-    let ports = ports.into_vec().into_iter().enumerate();
-    ports
-        .map(|(n, ports)| match ports {
-            Ports::One(port) => Ok((port, port)),
-            Ports::Range(text) => text
-                .split_once('-')
-                .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)))
-                .or_else(|| text.parse().ok().map(|port: u16| (port, port)))
-                .filter(|(low, high)| low <= high)
-                .ok_or_else(|| {
-                    let at = if many { format!("{at}/{n}") } else { at.to_owned() };
-                    ConfigError::at(at, format!("{text:?} is no port or range of ports such as \"8000-8100\""))
-                }),
-        })
-        .collect()
 }
 
 /// A destination that the kernel replaces by its own host: 0.0.0.0 and :: are the loopback addresses there.
@@ -410,30 +436,129 @@ fn show(address: &Address) -> String {
         (_, Some(IpAddr::V6(ip)), Some(port)) => format!("[{ip}]:{port}"),
         (Address::Unix(path), ..) => path.clone(),
         (Address::UnixAbstract(name), ..) => format!("@{name}"),
+        (Address::UnixUnnamed, ..) => "an unnamed AF_UNIX address".to_owned(),
+        (Address::Unspecified, ..) => "no address".to_owned(),
+        (Address::Other(other), ..) => format!("an address of {}", family_name(other.number)),
         (other, ..) => format!("{other:?}"),
     }
 }
 
-fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
-    let rule = match address {
-        Address::Unix(path) => format!("{{\"unix\": {path:?}}}"),
-        Address::UnixAbstract(name) => format!("{{\"unix_abstract\": {name:?}}}"),
+/// The rule that would allow this address, if one can.
+fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
+    let text = |text: &str| serde_json::Value::from(escaped(text)).to_string();
+    match address {
+        // Where it is for us cannot be told.
+        Address::Unix(path) if !path.starts_with('/') => None,
+        Address::Unix(path) => Some(format!("{{\"unix\": {}}}", text(path))),
+        Address::UnixAbstract(name) => Some(format!("{{\"unix_abstract\": {}}}", text(name))),
         address => {
-            let protocol = protocol_of(socket).map(|protocol| format!("{protocol:?}").to_lowercase());
-            match (ip(address), port(address), protocol) {
-                (Some(ip), Some(port), Some(protocol)) => {
-                    format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}")
-                }
-                _ => {
-                    return Verdict::deny("network.family", format!("{what} with {} is not allowed", show(address)))
-                        .hint("name the family in network.families");
-                }
-            }
+            let (ip, port, protocol) = (ip(address)?, port(address)?, protocol_of(socket)?.name());
+            Some(format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}"))
         }
-    };
-    Verdict::deny(format!("network.{section}"), format!("no rule in network.{section} allows {what} {}", show(address)))
-        .hint(format!("add {rule} to network.{section}"))
+    }
 }
+
+/// A glob that matches this text and no other.
+fn escaped(text: &str) -> String {
+    let special = |c: char| "*?[]{}!\\".contains(c);
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
+    let known = matches!(address, Address::Unix(_) | Address::UnixAbstract(_)) || protocol_of(socket).is_some();
+    if !known || matches!(address, Address::Other(_)) {
+        let reason = format!("{what} with {} is not allowed by the network rules", show(address));
+        return with_family_hint(Verdict::deny("network.family", reason), socket);
+    }
+    let reason = format!("no rule in network.{section} allows {what} {}", show(address));
+    let verdict = Verdict::deny(format!("network.{section}"), reason);
+    match rule_for(key, socket, address) {
+        Some(rule) => verdict.hint(format!("add {rule} to network.{section}")),
+        None => verdict,
+    }
+}
+
+fn with_family_hint(verdict: Verdict, socket: &Socket) -> Verdict {
+    let name = match (socket.family, socket.kind, socket.protocol) {
+        (AF_NETLINK, _, NETLINK_ROUTE) => return verdict.hint("remove \"netlink_route\": false from network"),
+        (AF_INET | AF_INET6, SOCK_RAW, _) => Some("raw"),
+        (family, ..) => FAMILIES.iter().find(|(_, number)| *number == family).map(|(name, _)| *name),
+    };
+    match name {
+        Some(name) => verdict.hint(format!("add {name:?} to network.families")),
+        None => verdict,
+    }
+}
+
+fn family_name(number: u16) -> String {
+    let name = FAMILIES.iter().find(|(_, known)| *known == number).map(|(name, _)| format!("the family {name}"));
+    name.unwrap_or_else(|| format!("the address family {number}"))
+}
+
+/// What JSON Schema needs beyond the types.
+#[cfg(feature = "schema")]
+mod schema {
+    use std::borrow::Cow;
+
+    use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+    use super::FAMILIES;
+
+    pub(super) struct Net;
+
+    impl JsonSchema for Net {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Net".into()
+        }
+
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            // A first look; what a pattern cannot tell, the plugin does.
+            json_schema!({
+                "type": "string",
+                "pattern": r"^([0-9.]+(/([0-9]|[12][0-9]|3[0-2]))?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-8]))?)$",
+                "examples": ["192.0.2.7", "192.0.2.0/24", "2001:db8::/32"],
+            })
+        }
+    }
+
+    pub(super) struct Family;
+
+    impl JsonSchema for Family {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Family".into()
+        }
+
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            let names: Vec<&str> = ["raw"].into_iter().chain(FAMILIES.iter().map(|(name, _)| *name)).collect();
+            json_schema!({ "type": "string", "enum": names })
+        }
+    }
+
+    /// A rule is for IP addresses, or for a path, or for an abstract name.
+    pub(super) fn one_kind(rule: &mut Schema) {
+        let none_of = |keys: &[&str]| {
+            let keys: Vec<_> = keys.iter().map(|key| serde_json::json!({ "required": [key] })).collect();
+            serde_json::json!({ "not": { "anyOf": keys } })
+        };
+        let ip = ["to", "on", "ports", "protocol"];
+        let with = |other: &'static str| [&ip[..], &[other]].concat();
+        rule.insert(
+            "dependentSchemas".to_owned(),
+            serde_json::json!({ "unix": none_of(&with("unix_abstract")), "unix_abstract": none_of(&with("unix")) }),
+        );
+    }
+}
+
+#[cfg(feature = "schema")]
+use schema::{Family, Net, one_kind};
 
 #[cfg(test)]
 mod tests {
@@ -506,7 +631,7 @@ mod tests {
         #[test]
         fn any_address_is_taken_or_refused_without_a_panic(text: String) {
             let _ = nets(OneOrMany::One(text.clone()), "");
-            let _ = port_ranges(OneOrMany::One(Ports::Range(text)), "");
+            Span::<u16>::parse(&text);
         }
     }
 }

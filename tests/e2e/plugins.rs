@@ -1,0 +1,375 @@
+//! Plugins that the executable does not know: what they may decide, and what they cannot break.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::{Fixture, Outcome, repository, run};
+
+#[path = "../../plugins/component.rs"]
+mod component;
+
+/// The plugin in `tests/plugins/house-rules`, built once.
+fn house_rules() -> &'static [u8] {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    COMPONENT.get_or_init(|| {
+        // Where the build script has built the built-in one: where the standard library must be built too, it is there.
+        let target = Path::new(env!("OUT_DIR")).join("wasm");
+        component::build(&repository(""), "house-rules", &target).unwrap()
+    })
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A policy with these plugins, and the file of the house rules beside it. What `allowlist` allows is all of the system.
+fn with(plugins: Value, more: Value) -> Fixture {
+    let mut policy = json!({ "plugins": plugins });
+    policy.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let fixture = Fixture::new(policy);
+    fs::write(fixture.path("house-rules.wasm"), house_rules()).unwrap();
+    fixture
+}
+
+fn allowlist() -> Value {
+    json!({ "name": "allowlist", "config": { "allow_executables": ["/bin/", "/usr/bin/"] } })
+}
+
+fn house(config: Value) -> Value {
+    json!({ "name": "house", "path": "house-rules.wasm", "config": config })
+}
+
+#[test]
+fn a_plugin_that_was_compiled_apart_decides_by_its_path() {
+    let mut plugin = house(json!({ "argument": "--evil" }));
+    plugin["sha256"] = sha256(house_rules()).into();
+    let fixture = with(json!([plugin, allowlist()]), json!({}));
+    let outcome = fixture.bash("/bin/echo good; /bin/echo --evil; echo $?");
+    assert_eq!(outcome.stdout, "good\n126\n", "{outcome:?}");
+    let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
+    assert_eq!(
+        (&record["plugin"], &record["rule"], &record["hint"], &record["errno"]["name"]),
+        (&json!("house"), &json!("argument"), &json!("ask the landlord"), &json!("EACCES"))
+    );
+}
+
+#[test]
+fn a_plugin_alone_replaces_the_built_in_one() {
+    let fixture = with(json!([house(json!({ "allow": true, "file": "/bin/ls" }))]), json!({}));
+    let outcome = fixture.bash("/usr/bin/id -u; /usr/bin/ls; echo $?");
+    assert_eq!(outcome.stdout, "0\n126\n", "the file is denied by whatever name: {outcome:?}");
+}
+
+#[test]
+fn the_first_denial_counts_and_the_rest_is_not_asked() {
+    for (first, second, by) in [
+        (house(json!({ "argument": "x" })), allowlist(), "house"),
+        (allowlist(), house(json!({ "argument": "x" })), "allowlist"),
+    ] {
+        let mut plugins = [first, second];
+        for plugin in &mut plugins {
+            if plugin["name"] == "allowlist" {
+                plugin["config"]["deny_executables"] = json!(["/bin/echo"]);
+            }
+        }
+        let fixture = with(json!(plugins), json!({}));
+        assert_eq!(fixture.bash("/bin/echo x; echo $?").stdout, "126\n");
+        let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
+        assert_eq!(record["plugin"], by);
+    }
+}
+
+#[test]
+fn where_all_abstain_the_default_decides() {
+    for (default, code, output) in [("deny", 126, ""), ("allow", 0, "good\n126\n")] {
+        let fixture = with(json!([house(json!({ "argument": "--evil" }))]), json!({ "default": default }));
+        let outcome = fixture.bash("/bin/echo good; /bin/echo --evil; echo $?");
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (code, output), "{default}: {outcome:?}");
+        let by = if default == "deny" { ("callgate", "default") } else { ("house", "argument") };
+        let record = &fixture.records()[0];
+        assert_eq!((record["plugin"].as_str().unwrap(), record["rule"].as_str().unwrap()), by);
+    }
+}
+
+#[test]
+fn what_no_plugin_asked_to_see_is_free_and_a_file_without_a_path_is_not() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let script = format!(
+        "import os, socket\nsocket.create_connection(('127.0.0.1', {})); print('connected')\n\
+         fd = os.memfd_create('x'); os.write(fd, open('/bin/true', 'rb').read())\n\
+         try: os.execve(fd, ['true'], {{}})\nexcept PermissionError as e: print(e.strerror)",
+        listener.local_addr().unwrap().port()
+    );
+    let fixture = with(json!([house(json!({ "allow": true }))]), json!({}));
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", &script]);
+    assert_eq!(outcome.stdout, "connected\nPermission denied\n", "{outcome:?}");
+    let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
+    assert_eq!((&record["event"], &record["rule"]), (&json!("exec-fileless"), &json!("default")));
+
+    let fixture = with(json!([house(json!({ "connections": true }))]), json!({}));
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", &script]);
+    assert!(outcome.stderr.contains("Operation not permitted") && outcome.stdout.is_empty(), "{outcome:?}");
+}
+
+#[test]
+fn a_plugin_in_dry_run_denies_nothing_and_says_what_it_would_have() {
+    let mut plugin = house(json!({ "argument": "--evil" }));
+    plugin["mode"] = "dry-run".into();
+    let fixture = with(json!([plugin, allowlist()]), json!({}));
+    assert_eq!(fixture.bash("/bin/echo --evil").stdout, "--evil\n");
+    let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
+    assert_eq!((&record["outcome"], &record["plugin"]), (&json!("allowed"), &json!("allowlist")));
+    assert_eq!(
+        (&record["candidates"][0][0], &record["candidates"][0][1]["rule"]),
+        (&json!("house"), &json!("argument"))
+    );
+}
+
+#[test]
+fn facts_are_those_of_the_event() {
+    let digest = sha256(&fs::read("/bin/echo").unwrap());
+    for (config, line, output) in [
+        (
+            json!({ "sha256": digest }),
+            "cp /bin/echo $D/other; /bin/true; $D/other x; echo $?; /bin/echo; echo $?",
+            "126\n126\n",
+        ),
+        (json!({ "below": "/usr/bin/make" }), "echo 'a:; @echo made' | make -f - || echo $?", "2\n"),
+        (json!({ "variable": "LD_PRELOAD" }), "/bin/echo a; LD_PRELOAD=/x /bin/echo b; echo $?", "a\n126\n"),
+    ] {
+        let mut all = allowlist();
+        all["config"]["allow_executables"] = json!(["/**"]);
+        let fixture = with(json!([house(config.clone()), all]), json!({}));
+        let mut command = fixture.callgate();
+        let outcome = run(command.env("D", fixture.path("")).args(["/bin/bash", "-c", line]));
+        assert!(outcome.stdout.ends_with(output), "{config}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_plugin_chooses_the_errno_and_remembers_what_it_has_seen() {
+    let fixture = with(json!([house(json!({ "most": 3, "errno": libc::EMFILE })), allowlist()]), json!({}));
+    let outcome = fixture.bash("for n in 1 2 3; do /bin/echo $n; done");
+    assert_eq!(outcome.stdout, "1\n2\n");
+    assert!(outcome.stderr.contains("Too many open files"), "{outcome:?}");
+    assert_eq!(fixture.records()[0]["errno"]["name"], "EMFILE");
+}
+
+#[test]
+fn a_panic_is_recorded_with_its_message_and_a_fresh_instance_goes_on() {
+    let config = json!({ "panic_at": "fire", "log_at": "count" });
+    let fixture = with(json!([house(config), allowlist()]), json!({}));
+    let outcome = fixture.bash("/bin/echo count; /bin/echo fire; echo $?; /bin/echo count");
+    assert_eq!(outcome.stdout, "count\n126\ncount\n");
+    let failure = &fixture.records()[0]["failures"][0];
+    assert_eq!((&failure["plugin"], &failure["kind"]), (&json!("house"), &json!("panic")));
+    assert!(failure["message"].as_str().unwrap().contains("the house is on fire"), "{failure}");
+    for count in ["number 2 is", "number 1 is"] {
+        assert!(outcome.stderr.contains(count), "{count}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_configuration_that_a_plugin_refuses_is_explained_in_the_policy() {
+    for (config, part, hint) in [
+        (json!({ "argumnt": "x" }), "unknown field `argumnt`", "did you mean \"argument\"?"),
+        (json!({ "argument": "" }), "an empty argument", "name one"),
+        (json!({ "most": -1 }), "invalid value: integer `-1`", ""),
+        (json!({ "file": "/no/such/file" }), "there is no", ""),
+    ] {
+        let fixture = with(json!([house(config), allowlist()]), json!({}));
+        let outcome = fixture.run(&["/bin/true"]);
+        assert_eq!(outcome.code(), 125);
+        assert!(outcome.stderr.contains("policy.json:1:") && outcome.stderr.contains('^'), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(&format!("plugin \"house\": {part}")), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(hint), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
+    let guide = fs::read_to_string(repository("sdk/README.md")).unwrap();
+    let block = |language: &str| {
+        let (_, rest) = guide.split_once(&format!("```{language}\n")).unwrap();
+        rest.split_once("\n```").unwrap().0.to_owned()
+    };
+    let fixture = Fixture::new(serde_json::from_str(&block("json")).unwrap());
+    fs::create_dir(fixture.path("src")).unwrap();
+    let here = format!("callgate-sdk = {{ path = {:?} }}", repository("sdk"));
+    let manifest = block("toml").replace("callgate-sdk = \"0.1\"", &here) + "\n[workspace]\n";
+    fs::write(fixture.path("Cargo.toml"), manifest).unwrap();
+    fs::write(fixture.path("src/lib.rs"), block("rust")).unwrap();
+    // The versions that are here already.
+    fs::copy(repository("Cargo.lock"), fixture.path("Cargo.lock")).unwrap();
+    let target = Path::new(env!("OUT_DIR")).join("wasm");
+    let component = component::build(&fixture.path(""), "no-miners", &target).unwrap();
+    fs::write(fixture.path("no-miners.wasm"), component).unwrap();
+    let outcome = fixture.run(&["/bin/echo", "stratum+tcp"]);
+    assert_eq!(outcome.code(), 126, "{outcome:?}");
+    let outcome = fixture.bash("a=stratum; echo $a+tcp; /bin/echo $a+tcp; echo $?");
+    assert_eq!(outcome.stdout, "stratum+tcp\n126\n", "{outcome:?}");
+    assert_eq!(fixture.records()[1]["rule"], "no-miners.word");
+}
+
+/// The plugin of `tests/plugins/hostile.wat`, with these in their places.
+fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
+    let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();
+    let wat = wat.replace("(; declarations ;)", declarations).replace("(; configure ;)", configure);
+    let mut module = wat::parse_str(wat.replace("(; decide ;)", decide)).unwrap();
+    let mut resolve = wit_parser::Resolve::default();
+    let (package, _) = resolve.push_dir(repository("sdk/wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("plugin")).unwrap();
+    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8).unwrap();
+    wit_component::ComponentEncoder::default().module(&module).unwrap().validate(true).encode().unwrap()
+}
+
+/// Runs three programs, with a plugin that does harm at the second.
+fn with_hostile(component: &[u8], on_failure: &str) -> (Fixture, Outcome) {
+    let plugin = json!({
+        "name": "hostile", "path": "hostile.wasm", "on_failure": on_failure, "deadline_ms": 100, "memory_mib": 8
+    });
+    let fixture = Fixture::new(json!({ "plugins": [plugin, allowlist()] }));
+    fs::write(fixture.path("hostile.wasm"), component).unwrap();
+    let outcome = fixture.bash("/bin/echo 2; echo $?; /bin/echo 3; echo $?");
+    (fixture, outcome)
+}
+
+#[test]
+fn whatever_a_plugin_does_the_workload_lives_on_and_the_record_names_it() {
+    let abstain = "(return (i32.const 0x300))";
+    let deny = |with: &str| format!("{with} (return (i32.const 0x400))");
+    let many = "(local.set $event (i32.const 0)) (loop $again CALL \
+                (local.set $event (i32.add (local.get $event) (i32.const 1))) \
+                (br_if $again (i32.lt_u (local.get $event) (i32.const 100000))))";
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("trap", "", "unreachable", "trap"),
+        ("division by zero", "", "(drop (i32.div_u (i32.const 1) (i32.const 0)))", "trap"),
+        ("out of its memory", "", "(drop (i32.load (i32.const 0x7fffffff)))", "trap"),
+        ("loop", "", "(loop $forever (br $forever))", "deadline"),
+        (
+            "recursion",
+            "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (call $deep (local.get 0))))",
+            "(drop (call $deep (i32.const 0)))",
+            "stack",
+        ),
+        ("memory", "", "(drop (memory.grow (i32.const 1000)))", "memory"),
+        ("memory bit by bit", "", "(loop $more (drop (memory.grow (i32.const 1))) (br $more))", "memory"),
+        ("table", "", "(drop (table.grow $table (ref.null func) (i32.const 1000000)))", "memory"),
+        ("errno 0", "", &deny("(i32.store8 (i32.const 0x420) (i32.const 1))"), "answer"),
+        (
+            "errno 512",
+            "",
+            &deny("(i32.store8 (i32.const 0x420) (i32.const 1)) (i32.store16 (i32.const 0x422) (i32.const 512))"),
+            "answer",
+        ),
+        (
+            "no verdict of the interface",
+            "",
+            "(i32.store8 (i32.const 0x400) (i32.const 9)) (return (i32.const 0x400))",
+            "answer",
+        ),
+        ("not aligned", "", "(return (i32.const 0x301))", "answer"),
+        ("outside of the memory", "", "(return (i32.const 0x7ffffff0))", "answer"),
+        ("text outside of the memory", "", &deny("(i32.store (i32.const 0x404) (i32.const 0x7ffffff0))"), "answer"),
+        ("not UTF-8", "", &deny("(i32.store8 (i32.const 0x500) (i32.const 0xff))"), "answer"),
+        (
+            "huge text",
+            "",
+            &deny(
+                "(drop (memory.grow (i32.const 80))) (i32.store (i32.const 0x404) (i32.const 0x10000)) \
+            (i32.store (i32.const 0x408) (i32.const 0x400000))",
+            ),
+            "answer",
+        ),
+        ("facts", "", &many.replace("CALL", "(call $ancestors (i32.const 0x600))"), "facts"),
+        (
+            "huge log",
+            "",
+            &format!(
+                "(drop (memory.grow (i32.const 80))) {}",
+                "(call $log (i32.const 0) (i32.const 0x10000) (i32.const 0x400000))"
+            ),
+            "answer",
+        ),
+        (
+            "flood of log",
+            "",
+            &(many.replace("CALL", "(call $log (i32.const 0) (i32.const 0x500) (i32.const 1))") + abstain),
+            "",
+        ),
+    ];
+    for (what, declarations, decide, kind) in cases {
+        let component = hostile(declarations, "", decide);
+        for (on_failure, second) in [("deny", "126"), ("abstain", "2\n0")] {
+            let (fixture, outcome) = with_hostile(&component, on_failure);
+            let fails = !kind.is_empty();
+            let second = if fails { second } else { "2\n0" };
+            assert_eq!(outcome.stdout, format!("{second}\n3\n0\n"), "{what}: {outcome:?}");
+            assert!(outcome.stderr.len() < 20_000, "{what}: {} bytes of log", outcome.stderr.len());
+            let records = fixture.records();
+            assert_eq!(records.len(), usize::from(fails), "{what}: {records:?}");
+            if let Some(record) = records.first() {
+                let failure = &record["failures"][0];
+                assert_eq!(
+                    (&failure["plugin"], &failure["kind"]),
+                    (&json!("hostile"), &json!(kind)),
+                    "{what}: {failure}"
+                );
+                let by = if on_failure == "deny" { "hostile" } else { "allowlist" };
+                assert_eq!(record["plugin"], by, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plugin_that_does_not_start_is_a_mistake_in_the_policy() {
+    let cases: &[(&str, Vec<u8>, &str)] = &[
+        ("start traps", hostile("(func $bad unreachable) (start $bad)", "", ""), "does not start"),
+        (
+            "start loops",
+            hostile("(func $bad (loop $f (br $f))) (start $bad)", "", ""),
+            "did not answer in time (deadline)",
+        ),
+        ("configure traps", hostile("", "unreachable", ""), "does not start"),
+        ("takes too much memory", hostile("(memory $big 1000)", "", ""), "memory"),
+        ("a table too large", hostile("(table $big 1000000 funcref)", "", ""), "table"),
+        ("says nonsense", hostile("", "(return (i32.const 0x7ffffff0))", ""), "does not start"),
+    ];
+    for (what, component, part) in cases {
+        let (_, outcome) = with_hostile(component, "abstain");
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (125, ""), "{what}: {outcome:?}");
+        assert!(outcome.stderr.contains("plugin \"hostile\"") && outcome.stderr.contains(part), "{what}: {outcome:?}");
+        assert!(outcome.stderr.contains("policy.json:1:") && outcome.stderr.contains('^'), "{what}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_plugin_imports_nothing_but_the_interface() {
+    for (import, part) in [
+        (r#"(import "wasi:cli/environment@0.2.0" (instance))"#, "imports wasi:cli/environment@0.2.0"),
+        (r#"(import "callgate:policy/host@0.2.0" (instance))"#, "imports callgate:policy/host@0.2.0"),
+        (r#"(import "anything" (func))"#, "imports anything"),
+        (r#"(import "callgate:policy/host@0.1.0" (instance (export "exit" (func))))"#, "is no plugin of"),
+        ("", "is no plugin of"),
+    ] {
+        let component = wat::parse_str(format!("(component {import})")).unwrap();
+        let (_, outcome) = with_hostile(&component, "abstain");
+        assert_eq!(outcome.code(), 125, "{outcome:?}");
+        assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_file_that_is_not_the_one_that_the_policy_means_is_refused() {
+    let mut plugin = house(json!({}));
+    plugin["sha256"] = "00".repeat(32).into();
+    let fixture = with(json!([plugin, allowlist()]), json!({}));
+    let outcome = fixture.run(&["/bin/true"]);
+    assert_eq!(outcome.code(), 125);
+    assert!(outcome.stderr.contains(&format!("if this is the plugin you mean, write \"{}\"", sha256(house_rules()))));
+}

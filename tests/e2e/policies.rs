@@ -1,0 +1,415 @@
+//! The policies in `policies/`: what each is for works, and what it is against does not. And every mistake that a policy can
+//! have is explained.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, repository, run};
+
+fn under(policy: &str) -> Command {
+    let mut command = Command::new(CALLGATE);
+    command.arg("--policy").arg(repository("policies").join(policy));
+    command
+}
+
+/// The records that went to standard error.
+fn records(outcome: &Outcome) -> Vec<Value> {
+    outcome
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// The kinds of event that were denied, or would have been.
+fn denied(outcome: &Outcome) -> Vec<String> {
+    let records = records(outcome).into_iter().filter(|record| record["verdict"] == "deny");
+    records.map(|record| record["event"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A port that the policies for servers allow, and that is free.
+fn port(mut among: std::ops::Range<u16>) -> u16 {
+    among.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
+/// What a server answers to a request for `/`, once it is up.
+fn fetch(port: u16) -> String {
+    eventually("the server answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn terminate(child: Child) -> Outcome {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+    finish(child)
+}
+
+#[test]
+fn the_web_shell_lists_and_does_not_say_who_it_is() {
+    let fixture = Fixture::allowing(&[]);
+    let gotty = fixture.path("gotty");
+    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; whoami; echo $?'\n").unwrap();
+    fs::set_permissions(&gotty, fs::Permissions::from_mode(0o755)).unwrap();
+    let policy = fs::read_to_string(repository("policies/web-shell.json")).unwrap();
+    fs::write(fixture.policy(), policy.replace("/go/bin/gotty", gotty.to_str().unwrap())).unwrap();
+    let outcome = run(fixture.callgate().arg(&gotty).args(["-w", "/bin/bash"]));
+    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("126\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("whoami: Permission denied"), "{outcome:?}");
+    assert_eq!(denied(&outcome), ["exec"]);
+}
+
+#[test]
+fn the_static_web_server_serves_on_its_ports_and_runs_nothing_else() {
+    let fixture = Fixture::allowing(&[]);
+    fs::create_dir(fixture.path("www")).unwrap();
+    fs::write(fixture.path("www/index.html"), "hello from nginx").unwrap();
+    let configuration = |port: u16| {
+        let at = fixture.path("").display().to_string();
+        let text = format!(
+            "daemon off; user www-data; pid {at}/pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; \
+             uwsgi_temp_path {at}/u; scgi_temp_path {at}/s; server {{ listen 127.0.0.1:{port}; root {at}/www; }} }}\n"
+        );
+        fs::write(fixture.path("nginx.conf"), text).unwrap();
+        let mut nginx = under("static-web-server.json");
+        nginx.args(["/usr/sbin/nginx", "-e", "stderr", "-c"]).arg(fixture.path("nginx.conf"));
+        nginx
+    };
+    let port = port(8000..8500);
+    let server = start(&mut configuration(port));
+    assert!(fetch(port).ends_with("hello from nginx"));
+    let outcome = terminate(server);
+    assert_eq!((outcome.code(), denied(&outcome)), (0, vec![]), "{outcome:?}");
+
+    let outcome = run(&mut configuration(9123));
+    assert!(outcome.stderr.contains("bind() to 127.0.0.1:9123 failed (1: Operation not permitted)"), "{outcome:?}");
+    assert_eq!(run(under("static-web-server.json").args(["/bin/sh", "-c", "true"])).code(), 126);
+}
+
+#[test]
+fn the_python_web_app_serves_and_gets_neither_a_shell_nor_out() {
+    let port = port(8500..9000);
+    let server = start(under("python-web-app.json").args([
+        "/usr/bin/python3",
+        "-c",
+        &format!(
+            "import http.server, signal, sys\n\
+             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n\
+             http.server.test(http.server.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')"
+        ),
+    ]));
+    assert!(fetch(port).starts_with("HTTP/1.0 200 OK"));
+    let outcome = terminate(server);
+    assert_eq!((outcome.code(), denied(&outcome)), (0, vec![]), "{outcome:?}");
+
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let outcome = run(under("python-web-app.json").args([
+        "/usr/bin/python3",
+        "-c",
+        &format!(
+            "import os, socket\nprint(os.system('id') >> 8)\n\
+             try: socket.create_connection(('127.0.0.1', {}))\nexcept PermissionError as e: print(e)",
+            elsewhere.local_addr().unwrap().port()
+        ),
+    ]));
+    assert_eq!(outcome.stdout, "127\n[Errno 1] Operation not permitted\n", "{outcome:?}");
+    assert_eq!(denied(&outcome), ["exec", "connect"]);
+}
+
+#[test]
+fn the_batch_job_computes_and_does_not_phone_home() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let line = format!(
+        "seq 3 | sort -r | tr '\\n' ' '; : </dev/tcp/{}",
+        listener.local_addr().unwrap().to_string().replace(':', "/")
+    );
+    let outcome = run(under("batch-without-network.json").args(["/bin/bash", "-c", &line]));
+    assert_eq!(outcome.stdout, "3 2 1 ");
+    assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
+    assert_eq!(denied(&outcome), ["connect"]);
+}
+
+#[test]
+fn the_build_clones_compiles_and_does_not_run_what_it_made() {
+    let fixture = Fixture::allowing(&[]);
+    let at = fixture.path("").display().to_string();
+    let script = format!(
+        "set -e; cd {at}; git init -q origin; cd origin; git config user.email a@b; git config user.name a\n\
+         printf 'int main(void) {{ return 0; }}\\n' > a.c; printf 'a: a.c\\n\\tgcc -o a a.c\\n' > Makefile\n\
+         git add .; git commit -qm first; cd ..; git clone -q origin copy; make -sC copy; test -x copy/a; echo built\n\
+         ./copy/a || echo $?; nc -h || echo $?"
+    );
+    let outcome = run(under("build.json").args(["/bin/bash", "-c", &script]));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(outcome.stdout.starts_with("built\n126\n"), "{outcome:?}");
+    assert!(denied(&outcome).iter().all(|kind| kind == "exec"), "{outcome:?}");
+}
+
+#[test]
+fn learning_blocks_nothing_and_records_everything() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let line = format!(
+        "ls / >/dev/null && : </dev/tcp/{} && setpriv --reuid 1000 --clear-groups id -u",
+        listener.local_addr().unwrap().to_string().replace(':', "/")
+    );
+    let outcome = run(under("learn.json").args(["/bin/bash", "-c", &line]));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "1000\n"), "{outcome:?}");
+    let denied = denied(&outcome);
+    for kind in ["exec", "connect", "credentials"] {
+        assert!(denied.iter().any(|denied| denied == kind), "{kind}: {outcome:?}");
+    }
+    assert!(records(&outcome).iter().all(|record| record["outcome"] != "denied"), "{outcome:?}");
+}
+
+#[test]
+fn the_locked_policy_is_not_loosened() {
+    for (variable, flag) in [("dry-run", None), ("", Some("--dry-run"))] {
+        let mut command = under("locked.json");
+        command.env("CALLGATE_MODE", variable).args(flag).args([
+            "/bin/sh",
+            "-c",
+            "ls / >/dev/null && echo listed; id; echo $?",
+        ]);
+        let outcome = run(&mut command);
+        assert_eq!(outcome.stdout, "listed\n126\n", "{outcome:?}");
+        assert!(outcome.stderr.contains("the policy locks it"), "{outcome:?}");
+        assert!(denied(&outcome).iter().all(|kind| kind == "exec"), "{outcome:?}");
+        assert!(records(&outcome).iter().any(|record| record["outcome"] == "allowed"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn egress_goes_to_the_listed_networks_only() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let script = format!(
+        "import socket\n\
+         socket.create_connection(('127.0.0.1', {})); print('reached')\n\
+         for to in ('192.0.2.1', 443), ('10.0.0.1', 25):\n\
+         \x20try: socket.create_connection(to)\n\
+         \x20except PermissionError as e: print(e)",
+        listener.local_addr().unwrap().port()
+    );
+    let outcome = run(under("egress.json").args(["python3", "-c", &script]));
+    assert_eq!(
+        outcome.stdout, "reached\n[Errno 1] Operation not permitted\n[Errno 1] Operation not permitted\n",
+        "{outcome:?}"
+    );
+    assert_eq!(denied(&outcome), ["connect", "connect"]);
+}
+
+#[test]
+fn processes_become_only_the_listed_users() {
+    let line = |uid: u32, gid: u32| format!("setpriv --reuid {uid} --regid {gid} --clear-groups id -u");
+    let outcome = run(under("users.json").args(["/bin/bash", "-c", &line(1000, 1999)]));
+    assert_eq!((outcome.stdout.as_str(), denied(&outcome)), ("1000\n", vec![]), "{outcome:?}");
+    for (uid, gid) in [(33, 1000), (1000, 33)] {
+        let outcome = run(under("users.json").args(["/bin/bash", "-c", &line(uid, gid)]));
+        assert!(outcome.code() != 0 && outcome.stdout.is_empty(), "{outcome:?}");
+        assert_eq!(denied(&outcome), ["credentials"]);
+    }
+}
+
+#[test]
+fn every_policy_is_explained_by_the_readme() {
+    let readme = fs::read_to_string(repository("policies/README.md")).unwrap();
+    for entry in fs::read_dir(repository("policies")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(readme.contains(&name), "{name} is not in policies/README.md");
+    }
+}
+
+/// What is said about a policy, after it was seen that nothing was started.
+fn refusal(fixture: &Fixture) -> String {
+    let outcome = run(fixture.callgate().args(["/bin/touch"]).arg(fixture.path("started")));
+    assert_eq!(outcome.code(), 125, "{outcome:?}");
+    assert!(!fixture.path("started").exists());
+    outcome.stderr
+}
+
+#[test]
+fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
+    let deep = "[".repeat(100) + &"]".repeat(100);
+    let deeper = "[".repeat(100_000) + &"]".repeat(100_000);
+    let long = format!("{{\"allow_executables\": [{}\"x\"]}}", "\"/bin/ls\", ".repeat(100_000));
+    for (policy, place, part, hint) in [
+        (
+            r#"{"alow_executables": []}"#,
+            "1:2",
+            "unknown field `alow_executables`",
+            r#"did you mean "allow_executables"?"#,
+        ),
+        (r#"{"allow_executables": "/bin/ls"}"#, "1:23", "invalid type: string", ""),
+        (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "expected a string", ""),
+        (r#"{"allow_executables": null}"#, "1:23", "invalid type: null", ""),
+        (
+            r#"{"allow_executables": [], "mode": "dryrun"}"#,
+            "1:35",
+            "unknown variant `dryrun`",
+            r#"did you mean "dry-run"?"#,
+        ),
+        (
+            "{\n  \"network\": {\"outbound\": [\n    {\"to\": [\"10.0.0.0/8\", \"10.0.0.0/33\"]}]}}",
+            "3:27",
+            "neither an address nor",
+            "192.0.2.0/24",
+        ),
+        (r#"{"network": {"outbound": [{"to": "10.0.0/8"}]}}"#, "1:34", "neither an address nor", "192.0.2.0/24"),
+        (r#"{"network": {"inbound": [{"from": "x"}]}}"#, "1:35", "neither an address nor", ""),
+        (r#"{"network": {"outbound": [{"ports": ["90-80"]}]}}"#, "1:38", "a range such as \"8000-8100\"", ""),
+        (r#"{"network": {"outbound": [{"ports": 65536}]}}"#, "1:37", "a number from 0 to 65535", ""),
+        (r#"{"network": {"outbound": [{"port": 1}]}}"#, "1:28", "unknown field `port`", r#"did you mean "ports"?"#),
+        (r#"{"network": {"outbound": [[]]}}"#, "1:27", "expected an object", ""),
+        (r#"{"network": {"families": ["netlnk"]}}"#, "1:27", "no family that is known", "netlink"),
+        (
+            r#"{"network": {"outbound": [{"protocol": "tcpp"}]}}"#,
+            "1:40",
+            "unknown variant `tcpp`",
+            r#"did you mean "tcp"?"#,
+        ),
+        (r#"{"users": {"uids": ["0-x"]}}"#, "1:21", "a range such as \"1000-1999\"", ""),
+        (r#"{"users": {"uids": [1], "uids": [2]}}"#, "1:25", "duplicate field `uids`", ""),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"users": {"uid": [1]}}}]}"#,
+            "1:57",
+            "unknown field `uid`",
+            r#"did you mean "uids"?"#,
+        ),
+        (
+            r#"{"plugins": [{"name": "allowlist", "config": {"network": {"outbound": [{"to": ["::/129"]}]}}}]}"#,
+            "1:80",
+            "::/129",
+            "2001:db8::/32",
+        ),
+        (r#"{"plugins": [{"name": "allowlist", "config": []}]}"#, "1:46", "expected an object", ""),
+        (r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#, "1:46", "governs nothing", "allow_executables"),
+        (r#"{"plugins": [{"name": "allowlist"}]}"#, "1:14", "governs nothing", "allow_executables"),
+        (r#"{"plugins": [{"name": "m", "path": "nosuch.wasm"}]}"#, "1:36", "No such file", ""),
+        (r#"{"plugins": [{"name": "m", "path": "."}]}"#, "1:36", "not a regular file", ""),
+        (r#"{"plugins": [{"name": "m", "path": "policy.json"}]}"#, "1:36", "not webassembly", ""),
+        (r#"{"plugins": [{"name": "m", "path": "core.wasm"}]}"#, "1:36", "a core module, not a component", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "component.wasm"}]}"#,
+            "1:36",
+            "is no plugin of callgate:policy@0.1",
+            "",
+        ),
+        (r#"{"plugins": [{"name": "m", "path": "wasi.wasm"}]}"#, "1:36", "imports wasi:cli/environment@0.2.0", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "component.wasm", "sha256": "0000000000000000000000000000000000000000000000000000000000000000"}]}"#,
+            "1:64",
+            "has the sha256",
+            "if this is the plugin you mean, write",
+        ),
+        ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
+        (&deep, "1:1", "expected an object", ""),
+        (&deeper, "1:128", "recursion limit", ""),
+        (&long, "1:1100024", "neither an absolute path", ""),
+        (r#"{"allow_executables": ["/bin/ls"],}"#, "1:35", "trailing comma", ""),
+        ("{\"allow_executables\": [\n\"/bin/ls\"", "2:9", "EOF", ""),
+    ] {
+        let fixture = Fixture::allowing(&[]);
+        fs::write(fixture.policy(), policy).unwrap();
+        fs::write(fixture.path("core.wasm"), b"\0asm\x01\0\0\0").unwrap();
+        fs::write(fixture.path("component.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+        let wasi = r#"(component (import "wasi:cli/environment@0.2.0" (instance)))"#;
+        fs::write(fixture.path("wasi.wasm"), wat::parse_str(wasi).unwrap()).unwrap();
+        let shown: String = policy.chars().take(100).collect();
+        let said = refusal(&fixture);
+        assert!(said.contains(&format!("policy.json:{place}\n")), "{shown}: {said}");
+        assert!(said.contains(part), "{shown}: {said}");
+        assert!(said.lines().any(|line| line.contains('^')), "{shown}: {said}");
+        assert!(
+            hint.is_empty() || said.lines().any(|line| line.contains("help: ") && line.contains(hint)),
+            "{shown}: {said}"
+        );
+        assert!(said.len() < 2000, "{shown}: {} bytes", said.len());
+    }
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_is_named() {
+    let fixture = Fixture::allowing(&[]);
+    let write = |bytes: &[u8]| fs::write(fixture.policy(), bytes).unwrap();
+    write(b"");
+    assert!(refusal(&fixture).contains("policy.json: the policy is empty"));
+    write(b"{\"allow_executables\": [\"/bin/\xff\"]}");
+    let said = refusal(&fixture);
+    assert!(said.contains("policy.json:1:30\n") && said.contains("not UTF-8"), "{said}");
+    write(&[0xff, 0xfe, b'{', 0, b'}', 0]);
+    assert!(refusal(&fixture).contains("not UTF-8"));
+    fs::File::options().write(true).open(fixture.policy()).unwrap().set_len(65 << 20).unwrap();
+    assert!(refusal(&fixture).contains("policy.json: cannot read the policy: it is larger than 64 MiB"));
+    write(b"{\"allow_executables\": []}");
+    fs::set_permissions(fixture.policy(), fs::Permissions::from_mode(0)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search", CALLGATE, "--policy"]).arg(fixture.policy());
+    let outcome = run(command.arg("/bin/true"));
+    assert_eq!(outcome.code(), 125, "{outcome:?}");
+    assert!(outcome.stderr.contains("policy.json: cannot read the policy: Permission denied"), "{outcome:?}");
+    fs::remove_file(fixture.policy()).unwrap();
+    assert!(refusal(&fixture).contains("help: name the policy with --policy"));
+    nix::unistd::mkfifo(&fixture.policy(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(refusal(&fixture).contains("it is not a regular file"));
+    fs::remove_file(fixture.policy()).unwrap();
+    fs::create_dir(fixture.policy()).unwrap();
+    assert!(refusal(&fixture).contains("it is a directory"));
+}
+
+#[test]
+fn a_check_says_what_a_policy_means_and_what_may_surprise() {
+    let fixture = Fixture::allowing(&[]);
+    let at = fixture.path("").display().to_string();
+    fs::write(fixture.path("open"), "").unwrap();
+    fs::set_permissions(fixture.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/bash", fixture.path("link")).unwrap();
+    let policy = format!(
+        "{{\"mode\": \"dry-run\", \"allow_executables\": [\n\
+         \"{at}/nosuch\",\n\"/usr/bin\",\n\"{at}/link\",\n\"{at}/open\",\n\"/etc/passwd\",\n\"/usr/bin/python3\",\n\
+         \"/lib64/ld-linux-x86-64.so.2\", \"/usr/sbin/\", \"/opt/*/x\"]}}"
+    );
+    fs::write(fixture.policy(), policy).unwrap();
+    let outcome = run(fixture.callgate().arg("check"));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    for line in [
+        "policy.json: valid\n",
+        "mode: dry-run",
+        "where every plugin abstains: deny",
+        "records: denials, to stderr",
+        &format!("plugin allowlist: allowlist {} (built in)", env!("CARGO_PKG_VERSION")),
+        "decides on: exec, exec-fileless\n",
+        "if it fails: deny; deadline 1000 ms, memory 16 MiB",
+        "allows the executables of 9 entries and no others",
+        "not governed: connect, bind, listen, accept, send, socket, credentials",
+        "policy.json:1:10: in a dry run nothing is blocked",
+        "policy.json:2:1: there is no",
+        "policy.json:3:1: /usr/bin is a directory, so this allows nothing",
+        "link leads to /usr/bin/bash",
+        "policy.json:4:1: ",
+        "link is a shell",
+        "policy.json:5:1: everybody can write",
+        "policy.json:6:1: /etc/passwd is not executable",
+        "policy.json:7:1: /usr/bin/python3 is an interpreter",
+        "policy.json:8:1: /lib64/ld-linux-x86-64.so.2 is a dynamic loader",
+    ] {
+        assert!(outcome.stdout.contains(line), "{line}: {}", outcome.stdout);
+    }
+    fs::write(fixture.policy(), r#"{"deny_executables": ["/usr/bin/nosuch"], "default": "allow"}"#).unwrap();
+    let said = run(fixture.callgate().arg("check")).stdout;
+    for line in ["what no plugin denies is allowed", "a copy of a denied file", "there is no /usr/bin/nosuch yet"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+}

@@ -1,0 +1,223 @@
+//! The policy's JSON Schema: generated from the types, current, and of one mind with the loader.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use callgate::policy::document::Document;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+const SCHEMA: &str = "policies/policy.schema.json";
+/// Set to anything: writes the schema instead of comparing it.
+const REGENERATE: &str = "CALLGATE_WRITE_SCHEMA";
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)
+}
+
+/// The document's schema with the built-in allowlist's in it: at the top for the short form, and as the configuration of a
+/// plugin without a path.
+fn schema() -> Value {
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    let mut document = generator.into_root_schema_for::<Document>().to_value();
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    let mut allowlist = generator.into_root_schema_for::<callgate_allowlist::Config>().to_value();
+    let mut definitions = take(&mut allowlist, "$defs");
+    for key in ["$schema", "title"] {
+        take(&mut allowlist, key);
+    }
+    for (key, property) in allowlist["properties"].as_object().unwrap() {
+        let mut property = property.clone();
+        let said = property["description"].as_str().unwrap();
+        property["description"] = format!("{said} Short form: the configuration of the built-in allowlist.").into();
+        document["properties"][key] = property;
+    }
+    let short: Vec<Value> =
+        allowlist["properties"].as_object().unwrap().keys().map(|key| json!({ "required": [key] })).collect();
+    // Either plugins, or the short form.
+    document["oneOf"] = json!([{ "required": ["plugins"] }, { "anyOf": short }]);
+    definitions.as_object_mut().unwrap().insert("Allowlist".to_owned(), allowlist);
+    let Value::Object(definitions) = definitions else { unreachable!() };
+    document["$defs"].as_object_mut().unwrap().extend(definitions);
+
+    let plugin = &mut document["$defs"]["Plugin"];
+    plugin["properties"]["name"]["not"] = json!({ "const": "callgate" });
+    plugin["properties"]["builtin"]["const"] = "allowlist".into();
+    plugin["dependentRequired"] = json!({ "sha256": ["path"] });
+    plugin["dependentSchemas"] = json!({ "path": { "not": { "required": ["builtin"] } } });
+    plugin["if"] = json!({ "not": { "required": ["path"] } });
+    plugin["then"] = json!({
+        "anyOf": [{ "required": ["builtin"] }, { "properties": { "name": { "const": "allowlist" } } }],
+        "properties": { "config": { "$ref": "#/$defs/Allowlist", "minProperties": 1 } },
+        "required": ["config"],
+    });
+    tidy(&mut document);
+    document
+}
+
+fn take(value: &mut Value, key: &str) -> Value {
+    value.as_object_mut().unwrap().remove(key).unwrap_or_default()
+}
+
+/// Removes what is about Rust instead of JSON: the names of its number types, and absence as a value.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|key, value| key != "format" || !value.is_string());
+            if object.get("default").is_some_and(Value::is_null) {
+                object.remove("default");
+            }
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|kind| kind != "null");
+                if let [one] = types.as_slice() {
+                    let one = one.clone();
+                    object.insert("type".to_owned(), one);
+                }
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            object.values_mut().for_each(tidy);
+        }
+        Value::Array(array) => array.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_in_the_repository_is_the_one_of_the_types() {
+    let generated = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    let file = repository(SCHEMA);
+    if std::env::var_os(REGENERATE).is_some() {
+        fs::write(&file, &generated).unwrap();
+    }
+    let stored = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        stored == generated,
+        "{SCHEMA} is not what the types say; `{REGENERATE}=1 cargo test --release -p callgate --features schema --test schema` writes it"
+    );
+}
+
+#[test]
+fn every_key_is_described() {
+    fn visit(at: &str, schema: &Value) {
+        for (key, property) in schema["properties"].as_object().unwrap_or(&Map::new()) {
+            let text = property["description"].as_str().unwrap_or_default();
+            assert!(text.ends_with('.'), "{at}/{key} has no description");
+        }
+        for (name, inner) in schema["$defs"].as_object().unwrap_or(&Map::new()) {
+            visit(&format!("{at}/{name}"), inner);
+        }
+    }
+    visit("", &schema());
+}
+
+fn loads(document: &str) -> Result<(), String> {
+    let directory = tempfile::tempdir().unwrap();
+    let policy = directory.path().join("policy.json");
+    fs::write(&policy, document).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_callgate")).args(["check", "--policy"]).arg(policy).output().unwrap();
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8(output.stderr).unwrap()) }
+}
+
+#[test]
+fn the_schema_takes_what_the_loader_takes() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let mut policies: Vec<(String, String)> = fs::read_dir(repository("policies"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .filter(|path| !path.ends_with("policy.schema.json"))
+        .map(|path| (path.display().to_string(), fs::read_to_string(&path).unwrap()))
+        .collect();
+    assert!(policies.len() >= 9, "{policies:?}");
+    let good = [
+        r#"{"allow_executables": []}"#,
+        r#"{"$schema": "policy.schema.json", "version": 1, "deny_executables": ["/bin/nc"]}"#,
+        r#"{"network": {}, "audit": {"sinks": ["stderr", "file:/a", {"to": "fd:2", "format": "json"}], "queue": 1}}"#,
+        r#"{"network": {"outbound": [{"to": ["10.0.0.0/8", "::1", "::ffff:1.2.3.4", "2001:db8::/32"], "ports": [1, "2-3", "4"]},
+            {"ports": "80", "protocol": "sctp"}, {"unix": "/run/*"}, {"unix_abstract": "x"}, {}], "families": ["raw", "vsock"]}}"#,
+        r#"{"network": {"inbound": [{"on": "0.0.0.0/0", "from": "10.0.0.0/8", "ports": 0}], "netlink_route": false}}"#,
+        r#"{"users": {"uids": [0, "1000-1999"], "gids": []}, "mode": "dry-run", "lock_mode": true, "default": "allow"}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"allow_executables": ["/a*", "/b/"]}, "deadline_ms": 1, "memory_mib": 4}]}"#,
+        r#"{"plugins": [{"name": "mine", "builtin": "allowlist", "config": {"users": {}}, "on_failure": "abstain"}]}"#,
+    ];
+    policies.extend(good.map(|text| (text.to_owned(), text.to_owned())));
+    for (name, text) in policies {
+        let errors: Vec<String> =
+            validator.iter_errors(&serde_json::from_str(&text).unwrap()).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{name}: {errors:?}");
+        assert_eq!(loads(&text), Ok(()), "{name}");
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_the_loader_refuses() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    for text in [
+        "[]",
+        "{}",
+        "null",
+        r#"{"allow_executables": null}"#,
+        r#"{"allow_executables": "/bin/ls"}"#,
+        r#"{"allow_executables": ["bin/ls"]}"#,
+        r#"{"allow_executables": ["sha256:12"]}"#,
+        r#"{"alow_executables": []}"#,
+        r#"{"version": 2, "allow_executables": []}"#,
+        r#"{"version": "1", "allow_executables": []}"#,
+        r#"{"mode": "off", "allow_executables": []}"#,
+        r#"{"default": "abstain", "allow_executables": []}"#,
+        r#"{"lock_mode": 1, "allow_executables": []}"#,
+        r#"{"require": ["speed"], "allow_executables": []}"#,
+        r#"{"plugins": []}"#,
+        r#"{"plugins": [["allowlist"]]}"#,
+        r#"{"plugins": [{"name": "allowlist"}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}}], "network": {}}"#,
+        r#"{"plugins": [{"name": "", "path": "a"}]}"#,
+        r#"{"plugins": [{"name": "callgate", "path": "a"}]}"#,
+        r#"{"plugins": [{"name": "other", "config": {"users": {}}}]}"#,
+        r#"{"plugins": [{"name": "x", "builtin": "other", "config": {"users": {}}}]}"#,
+        r#"{"plugins": [{"name": "x", "builtin": "allowlist", "path": "a", "config": {"users": {}}}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "sha256": "0000000000000000000000000000000000000000000000000000000000000000", "config": {"users": {}}}]}"#,
+        r#"{"plugins": [{"name": "x", "path": "a", "sha256": "00"}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "deadline_ms": 0}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "deadline_ms": 60001}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "memory_mib": 4097}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"users": {}}, "on_failure": "allow"}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": null}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#,
+        r#"{"plugins": [{"name": "allowlist", "config": {"usrs": {}}}]}"#,
+        r#"{"network": []}"#,
+        r#"{"network": {"outbound": [[]]}}"#,
+        r#"{"network": {"outbound": {"to": "::"}}}"#,
+        r#"{"network": {"outbound": [{"to": "10.0.0.0/33"}]}}"#,
+        r#"{"network": {"outbound": [{"to": "::/129"}]}}"#,
+        r#"{"network": {"outbound": [{"to": "localhost"}]}}"#,
+        r#"{"network": {"outbound": [{"to": null}]}}"#,
+        r#"{"network": {"outbound": [{"from": "::"}]}}"#,
+        r#"{"network": {"outbound": [{"ports": 65536}]}}"#,
+        r#"{"network": {"outbound": [{"ports": "80-"}]}}"#,
+        r#"{"network": {"outbound": [{"ports": [80, -1]}]}}"#,
+        r#"{"network": {"outbound": [{"protocol": "TCP"}]}}"#,
+        r#"{"network": {"outbound": [{"unix": "run/x"}]}}"#,
+        r#"{"network": {"outbound": [{"unix": "/x", "unix_abstract": "x"}]}}"#,
+        r#"{"network": {"outbound": [{"unix": "/x", "ports": 1}]}}"#,
+        r#"{"network": {"inbound": [{"unix_abstract": "x", "on": "::"}]}}"#,
+        r#"{"network": {"families": ["inet"]}}"#,
+        r#"{"users": {"uids": ["root"]}}"#,
+        r#"{"users": {"uids": [4294967296]}}"#,
+        r#"{"users": {"uids": 0}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": ["stdout"]}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": ["file:relative"]}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": ["fd:x"]}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stdout"}]}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "format": "xml"}]}}"#,
+        r#"{"allow_executables": [], "audit": {"queue": 0}}"#,
+        r#"{"allow_executables": [], "audit": []}"#,
+    ] {
+        assert!(loads(text).is_err(), "the loader takes {text}");
+        assert!(!validator.is_valid(&serde_json::from_str(text).unwrap()), "the schema takes {text}");
+    }
+}
