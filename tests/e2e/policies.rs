@@ -314,7 +314,12 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             "has the sha256",
             "if this is the plugin you mean, write",
         ),
-        (r#"{"plugins": [{"name": "allowlist", "memory_mib": 1, "config": {"users": {}}}]}"#, "1:50", "does not start", ""),
+        (
+            r#"{"plugins": [{"name": "allowlist", "memory_mib": 1, "config": {"users": {}}}]}"#,
+            "1:50",
+            "does not start",
+            "",
+        ),
         (r#"{"\u0061llow_executables": 5}"#, "1:28", "invalid type: integer `5`", ""),
         (r#"{"a/b~c": 5}"#, "1:2", "unknown field `a/b~c`", ""),
         ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
