@@ -12,7 +12,7 @@ use crate::audit;
 use crate::decide::{Chain, ChainError};
 use crate::intercept::calls;
 use crate::launch::{self, Launch};
-use crate::plugin::{Engine, LoadError, builtin};
+use crate::plugin::{Engine, LoadError, builtin, kind};
 use crate::policy::{Mode, Policy, PolicyError, Source};
 use crate::supervise::Supervisor;
 use crate::sys::seccomp::Filter;
@@ -87,6 +87,7 @@ fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
         LoadError::Digest { actual, .. } => {
             (format!("{}/sha256", settings.place), Some(format!("if this is the plugin you mean, write {actual:?}")))
         }
+        LoadError::Start(failure) if failure.kind == kind::MEMORY => (format!("{}/memory_mib", settings.place), None),
         _ => (format!("{}/path", settings.place), None),
     };
     source.mistake(&place, format!("plugin {:?}: {}", settings.name, error.source), hint)

@@ -65,6 +65,20 @@ fn a_plugin_alone_replaces_the_built_in_one() {
 }
 
 #[test]
+fn the_built_in_plugin_is_a_component_like_any_other_and_may_stand_there_twice() {
+    let fixture = Fixture::new(json!({ "plugins": [
+        { "name": "by-path", "path": "allowlist.wasm", "config": { "allow_executables": ["/bin/", "/usr/bin/"] } },
+        { "name": "again", "builtin": "allowlist", "config": { "deny_executables": ["/bin/ls"] } },
+    ] }));
+    fs::write(fixture.path("allowlist.wasm"), callgate::plugin::builtin::ALLOWLIST_COMPONENT).unwrap();
+    fs::copy("/bin/true", fixture.path("true")).unwrap();
+    let outcome = fixture.bash(&format!("/bin/echo on; /bin/ls; echo $?; {}; echo $?", fixture.path("true").display()));
+    assert_eq!(outcome.stdout, "on\n126\n126\n", "{outcome:?}");
+    let by: Vec<Value> = fixture.records().iter().map(|record| record["plugin"].clone()).collect();
+    assert_eq!(by, ["again", "by-path"]);
+}
+
+#[test]
 fn the_first_denial_counts_and_the_rest_is_not_asked() {
     for (first, second, by) in [
         (house(json!({ "argument": "x" })), allowlist(), "house"),

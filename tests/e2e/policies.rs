@@ -314,6 +314,14 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             "has the sha256",
             "if this is the plugin you mean, write",
         ),
+        (
+            r#"{"plugins": [{"name": "allowlist", "memory_mib": 1, "config": {"users": {}}}]}"#,
+            "1:50",
+            "does not start",
+            "",
+        ),
+        (r#"{"\u0061llow_executables": 5}"#, "1:28", "invalid type: integer `5`", ""),
+        (r#"{"a/b~c": 5}"#, "1:2", "unknown field `a/b~c`", ""),
         ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
         (&deep, "1:1", "expected an object", ""),
         (&deeper, "1:128", "recursion limit", ""),
@@ -354,7 +362,7 @@ fn a_policy_that_cannot_be_read_is_named() {
     fs::File::options().write(true).open(fixture.policy()).unwrap().set_len(65 << 20).unwrap();
     assert!(refusal(&fixture).contains("policy.json: cannot read the policy: it is larger than 64 MiB"));
     write(b"{\"allow_executables\": []}");
-    fs::set_permissions(fixture.policy(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(fixture.policy(), fs::Permissions::from_mode(0o000)).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", "-dac_override,-dac_read_search", CALLGATE, "--policy"]).arg(fixture.policy());
     let outcome = run(command.arg("/bin/true"));

@@ -18,7 +18,7 @@ use std::io;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap};
@@ -34,6 +34,8 @@ use crate::policy::PluginSettings;
 
 /// How long an instance may take to come up: its start functions, and reading its configuration.
 const START: Duration = Duration::from_secs(5);
+/// How long a plugin without an instance waits for the next attempt at one.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How many bytes a plugin can hand to the host in one call, in either direction.
 const TRANSFER: usize = 1 << 20;
 /// The largest errno(3) of Linux.
@@ -124,8 +126,8 @@ impl Plugin {
         let name: Arc<str> = settings.name.as_str().into();
         let blueprint =
             Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
-        let (live, description, subscriptions) =
-            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|e| match e {
+        let Started { live, description, subscriptions } =
+            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|failed| match failed.error {
                 StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
                 StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
             })?;
@@ -157,12 +159,16 @@ impl Plugin {
     /// Asks the plugin. `facts` are those of `event`.
     ///
     /// # Errors
-    /// The plugin gave no answer, or none that makes sense. It then has a fresh instance for the next event; if none can be
-    /// had, it fails from now on.
+    /// The plugin gave no answer, or none that makes sense. It then has a fresh instance for the next event; while none can
+    /// be had, it fails, and it is tried again.
     pub fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+        if matches!(&self.instance, Instance::Failed { next, .. } if Instant::now() >= *next) {
+            self.restart();
+        }
         let live = match &mut self.instance {
             Instance::Live(live) => live,
-            Instance::Failed(failure) => return Err(failure.clone()),
+            Instance::Failed { failure, .. } => return Err(failure.clone()),
+            Instance::None => return Err(Broken::clock().failure(&self.name)),
         };
         let Some(running) = self.blueprint.engine.running() else {
             return Err(Broken::clock().failure(&self.name));
@@ -170,24 +176,31 @@ impl Plugin {
         let answer = live.decide(event, facts, self.deadline);
         drop(running);
         answer.map_err(|broken| {
-            let failure = broken.failure(&self.name);
-            self.restart(&failure);
-            failure
+            self.restart();
+            broken.failure(&self.name)
         })
     }
 
     /// Replaces the instance, whose state nobody can trust any more.
-    fn restart(&mut self, failure: &Failure) {
-        let Instance::Live(old) = mem::replace(&mut self.instance, Instance::Failed(failure.clone())) else {
-            return;
-        };
+    fn restart(&mut self) {
         // The log goes over: a plugin that traps at every event gets no more to say for it. So do paths.
-        let State { log, paths, .. } = old.store.into_data();
+        let (log, paths) = match mem::replace(&mut self.instance, Instance::None) {
+            Instance::Live(live) => {
+                let State { log, paths, .. } = live.store.into_data();
+                (log, paths)
+            }
+            Instance::Failed { log, paths, .. } => (log, paths),
+            Instance::None => return,
+        };
         self.instance = match self.blueprint.start(log, paths) {
-            Ok((live, ..)) => Instance::Live(live),
-            Err(StartError::Failed(broken)) => Instance::Failed(broken.failure(&self.name)),
-            Err(StartError::Refused { message, .. }) => {
-                Instance::Failed(Broken::new(kind::CONFIG, message).failure(&self.name))
+            Ok(Started { live, .. }) => Instance::Live(live),
+            Err(failed) => {
+                let StartFailed { error, log, paths } = *failed;
+                let broken = match error {
+                    StartError::Failed(broken) => broken,
+                    StartError::Refused { message, .. } => Broken::new(kind::CONFIG, message),
+                };
+                Instance::Failed { failure: broken.failure(&self.name), next: Instant::now() + AGAIN, log, paths }
             }
         };
     }
@@ -199,6 +212,20 @@ struct Blueprint {
     code: PluginPre<State>,
     config: String,
     memory: usize,
+}
+
+/// A configured instance, and what it said.
+struct Started {
+    live: Live,
+    description: Description,
+    subscriptions: EventKinds,
+}
+
+/// None, and what the next one goes on with.
+struct StartFailed {
+    error: StartError,
+    log: Log,
+    paths: Paths,
 }
 
 enum StartError {
@@ -213,41 +240,56 @@ impl From<Broken> for StartError {
 }
 
 impl Blueprint {
-    /// A configured instance.
-    fn start(&self, log: Log, paths: Paths) -> Result<(Live, Description, EventKinds), StartError> {
-        let _running = self.engine.running().ok_or_else(Broken::clock)?;
+    fn start(&self, log: Log, paths: Paths) -> Result<Started, Box<StartFailed>> {
         let mut store = Store::new(self.engine.wasm(), State::new(self.memory, log, paths));
+        match self.configure(&mut store) {
+            Ok((exports, description, subscriptions)) => {
+                store.data_mut().paths.settle();
+                Ok(Started { live: Live { store, exports }, description, subscriptions })
+            }
+            Err(error) => {
+                let State { log, paths, .. } = store.into_data();
+                Err(Box::new(StartFailed { error, log, paths }))
+            }
+        }
+    }
+
+    fn configure(&self, store: &mut Store<State>) -> Result<(bindings::Plugin, Description, EventKinds), StartError> {
+        let _running = self.engine.running().ok_or_else(Broken::clock)?;
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(TRANSFER);
         store.set_epoch_deadline(engine::ticks(START));
         store.data_mut().enter(None);
 
-        let exports = match self.code.instantiate(&mut store) {
-            Ok(exports) => exports,
-            Err(e) => return Err(Broken::of(&e, &mut store).into()),
-        };
+        let exports = self.code.instantiate(&mut *store).map_err(|e| Broken::of(&e, store))?;
         let guest = exports.callgate_policy_policy();
-        let description = guest.call_describe(&mut store).map_err(|e| Broken::of(&e, &mut store))?;
-        let configured = guest.call_configure(&mut store, &self.config).map_err(|e| Broken::of(&e, &mut store))?;
+        let description = guest.call_describe(&mut *store).map_err(|e| Broken::of(&e, store))?;
+        let configured = guest.call_configure(&mut *store, &self.config).map_err(|e| Broken::of(&e, store))?;
         let kinds = configured.map_err(|e| StartError::Refused {
             pointer: clean(e.pointer, SENTENCE),
             message: clean(e.message, SENTENCE),
             hint: e.hint.map(|hint| clean(hint, SENTENCE)),
         })?;
-        store.data_mut().paths.settle();
         let description = Description {
             name: clean(description.name, NAME),
             version: clean(description.version, NAME),
             config_schema: description.config_schema,
         };
-        Ok((Live { store, exports }, description, bindings::kinds(kinds)))
+        Ok((exports, description, bindings::kinds(kinds)))
     }
 }
 
 enum Instance {
     Live(Live),
-    /// No new one could be made after the last had failed.
-    Failed(Failure),
+    /// No new one could be made after the last had failed. It may have been for want of memory, and must not be so for ever.
+    Failed {
+        failure: Failure,
+        next: Instant,
+        log: Log,
+        paths: Paths,
+    },
+    /// While it is replaced.
+    None,
 }
 
 struct Live {
@@ -349,5 +391,51 @@ impl Broken {
 
     fn failure(self, plugin: &str) -> Failure {
         Failure { plugin: plugin.to_owned(), kind: self.kind.to_owned(), message: self.message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::FileRole;
+    use crate::event::{Action, Exec, Subject};
+    use crate::policy::{Policy, Source};
+
+    struct NoFacts;
+
+    impl Facts for NoFacts {
+        fn ancestors(&self) -> Vec<Subject> {
+            Vec::new()
+        }
+
+        fn digest(&self, _: FileRole) -> Result<String, String> {
+            Err("none".into())
+        }
+
+        fn environment(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_plugin_without_an_instance_fails_until_it_gets_one() {
+        let engine = Engine::new().unwrap();
+        let clock = engine.start_clock().unwrap();
+        let text = r#"{"allow_executables": ["/bin/sh"]}"#.to_owned();
+        let policy = Policy::parse(&Source { path: "policy.json".into(), text }).unwrap();
+        let mut plugin = Plugin::load(&engine, &policy.plugins[0], builtin::ALLOWLIST_PRECOMPILED).unwrap();
+        let action = Action::Exec(Exec::default());
+        let event = Event { sequence: 1, time_ms: 0, subject: Subject::default(), action };
+        let facts: Arc<dyn Facts> = Arc::new(NoFacts);
+
+        drop(clock);
+        plugin.restart();
+        assert_eq!(plugin.decide(&event, &facts).unwrap_err().kind, kind::CLOCK);
+        let _clock = engine.start_clock().unwrap();
+        assert_eq!(plugin.decide(&event, &facts).unwrap_err().kind, kind::CLOCK, "it is not tried at every event");
+        if let Instance::Failed { next, .. } = &mut plugin.instance {
+            *next = Instant::now();
+        }
+        assert!(matches!(plugin.decide(&event, &facts), Ok(Verdict::Deny(_))));
     }
 }

@@ -170,6 +170,26 @@ mod tests {
         assert_eq!(error.line_and_column(), Some((1, 7)));
     }
 
+    /// serde_json reads the policy, and another parser finds places in it: that one has to take whatever the first takes.
+    #[test]
+    fn whatever_is_json_has_places() {
+        for value in [
+            r#""\u0000\ud83d\ude00\/\b\f\n\r\t\\\"""#,
+            "-0.0e-0",
+            "1E+2",
+            "123456789012345678901234567890",
+            "\"\u{7f}\u{2028}\u{fffd}\u{10ffff}\"",
+            "[[],{},null,true,false]",
+            "\t{\r\n\"\" : \"\"} ",
+        ] {
+            let text = format!("{{\"k\": {value}}}");
+            serde_json::from_str::<serde_json::Value>(&text).unwrap();
+            let error = source(&text).error_at("/k", "m", None);
+            let white = value.len() - value.trim_start().len();
+            assert_eq!(error.line_and_column(), Some((1, 7 + white)), "{text}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_place_in_any_text_can_be_shown(text: String, pointer in "(/[a-z0-9~]{0,3}){0,4}", line: u8, column: u8) {
