@@ -4,8 +4,7 @@ use crate::{Action, Address, Endpoint, Event, Exec, File, Ipv4Address, Socket, S
 
 /// An event of a shell, run by root.
 pub fn event(action: Action) -> Event {
-    let subject =
-        Subject { pid: 100, tid: 100, parent: 1, executable: "/usr/bin/bash".to_owned(), uid: 0, gid: 0 };
+    let subject = Subject { pid: 100, tid: 100, parent: 1, executable: "/usr/bin/bash".to_owned(), uid: 0, gid: 0 };
     Event { sequence: 1, time_ms: 1_500_000_000_000, subject, action }
 }
 

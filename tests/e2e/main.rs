@@ -15,6 +15,7 @@ mod network_races;
 mod network_transparency;
 mod plugins;
 mod policies;
+mod readme;
 mod supervisor;
 mod terminal;
 mod users;

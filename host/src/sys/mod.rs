@@ -3,10 +3,10 @@
 //! May depend on nothing else of the crate.
 
 pub mod credentials;
-pub mod injection;
-pub mod mapping;
 pub mod diag;
+pub mod injection;
 pub mod interruption;
+pub mod mapping;
 pub mod memory;
 pub mod notify;
 pub mod pidfd;
