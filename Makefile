@@ -31,4 +31,4 @@ aarch64:
 
 # Writes the JSON Schemas in policies/ anew, from the types.
 schema:
-	UPDATE_SCHEMA=1 $(CARGO) test --release --locked --package callgate --all-features --test schema
+	CALLGATE_WRITE_SCHEMA=1 $(CARGO) test --release --locked --package callgate --all-features --test schema

@@ -54,7 +54,7 @@ fn with_debian_std(cargo: &mut Command, linking_rustc: &str) -> Result<(), Box<d
     let sysroot = |rustc: &str| Ok::<_, Box<dyn Error>>(PathBuf::from(say(rustc, &["--print", "sysroot"])?.trim()));
     let sources = sysroot(rustc).map(|sysroot| sysroot.join("lib/rustlib/src/rust/library/Cargo.lock"));
     if !sources.is_ok_and(|lock| lock.exists()) {
-        return Err(format!("there is no Rust standard library for {TARGET}; `.ci/setup-wasm` installs one").into());
+        return Err(format!("there is no Rust standard library for {TARGET}; `.ci/setup build` installs one").into());
     }
     let version = say(linking_rustc, &["-vV"])?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).ok_or("rustc does not say its host")?;

@@ -1,4 +1,5 @@
-//! The policy's JSON Schema: generated from the types, current, and of one mind with the loader.
+//! The JSON Schemas of the policy and of its records: generated from the types, current, and of one mind with the loader and
+//! with what is recorded.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
@@ -10,7 +11,8 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 const SCHEMA: &str = "policies/policy.schema.json";
-/// Set to anything: writes the schema instead of comparing it.
+const RECORD_SCHEMA: &str = "policies/record.schema.json";
+/// Set to anything: writes the schemas instead of comparing them.
 const REGENERATE: &str = "CALLGATE_WRITE_SCHEMA";
 
 fn repository(path: &str) -> PathBuf {
@@ -86,18 +88,72 @@ fn tidy(value: &mut Value) {
     }
 }
 
+fn record_schema() -> Value {
+    let generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let mut schema = generator.into_root_schema_for::<callgate::audit::line::Line>().to_value();
+    tidy(&mut schema);
+    schema
+}
+
 #[test]
-fn the_schema_in_the_repository_is_the_one_of_the_types() {
-    let generated = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
-    let file = repository(SCHEMA);
-    if std::env::var_os(REGENERATE).is_some() {
-        fs::write(&file, &generated).unwrap();
+fn the_schemas_in_the_repository_are_those_of_the_types() {
+    for (name, schema) in [(SCHEMA, schema()), (RECORD_SCHEMA, record_schema())] {
+        let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        let file = repository(name);
+        if std::env::var_os(REGENERATE).is_some() {
+            fs::write(&file, &generated).unwrap();
+        }
+        let stored = fs::read_to_string(&file).unwrap_or_default();
+        assert!(stored == generated, "{name} is not what the types say; `make schema` writes it");
     }
-    let stored = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        stored == generated,
-        "{SCHEMA} is not what the types say; `{REGENERATE}=1 cargo test --release -p callgate --features schema --test schema` writes it"
-    );
+}
+
+#[test]
+fn records_are_what_their_schema_says() {
+    let validator = jsonschema::validator_for(&record_schema()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (policy, records) = (directory.path().join("policy.json"), directory.path().join("records"));
+    let document = json!({
+        "allow_executables": ["/bin/bash", "/usr/bin/python3*"],
+        "network": { "outbound": [{ "to": "127.0.0.1", "ports": 9, "protocol": "udp" }] },
+        "users": { "uids": [0], "gids": [0] },
+        "audit": { "decisions": "all", "sinks": [format!("file:{}", records.display())] }
+    });
+    fs::write(&policy, document.to_string()).unwrap();
+    let script = r#"
+import os, socket, ctypes
+def attempt(call, *arguments):
+    try: return call(*arguments)
+    except OSError: pass
+udp, tcp, unix = (socket.socket(f, t) for f, t in [(2, 2), (10, 1), (1, 1)])
+for port in 9, 10:
+    attempt(udp.sendto, b"x", ("127.0.0.1", port))
+attempt(tcp.bind, ("::1", 4711))
+attempt(tcp.listen)
+attempt(tcp.connect, ("::1", 80))
+attempt(unix.connect, "/nowhere")
+attempt(unix.connect, "\0abstract")
+attempt(socket.socket, 17, 3)
+attempt(os.setgroups, [5])
+attempt(os.setuid, 7)
+attempt(os.execv, "/bin/ls", ["ls"])
+attempt(os.execve, os.memfd_create("m"), ["m"], {})
+ctypes.CDLL(None).syscall(425, 1, 0)
+"#;
+    let run =
+        Command::new(env!("CARGO_BIN_EXE_callgate")).arg("-p").arg(&policy).args(["python3", "-c", script]).status();
+    assert!(run.unwrap().success());
+    let text = fs::read_to_string(&records).unwrap();
+    let mut kinds = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let errors: Vec<String> = validator.iter_errors(&record).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{line}: {errors:?}");
+        kinds.insert(record["event"].as_str().unwrap().to_owned());
+    }
+    for kind in ["exec", "connect", "bind", "listen", "send", "socket", "credentials", "call"] {
+        assert!(kinds.contains(kind), "{kind} is not in {kinds:?}\n{text}");
+    }
 }
 
 #[test]
@@ -129,7 +185,7 @@ fn the_schema_takes_what_the_loader_takes() {
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .filter(|path| !path.ends_with("policy.schema.json"))
+        .filter(|path| !path.ends_with("policy.schema.json") && !path.ends_with("record.schema.json"))
         .map(|path| (path.display().to_string(), fs::read_to_string(&path).unwrap()))
         .collect();
     assert!(policies.len() >= 9, "{policies:?}");
