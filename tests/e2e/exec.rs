@@ -253,7 +253,14 @@ fn programs_that_start_others_work_when_those_are_listed() {
             &["python3", "-c", "import subprocess as s; s.run('id -un; exit 3', shell=True, preexec_fn=lambda: None)"],
             "root\n",
         ),
-        (&["python3", "-c", "import multiprocessing as m; m.set_start_method('spawn'); print(m.Pool(2).map(abs,[-1]))"], "[1]\n"),
+        (
+            &[
+                "python3",
+                "-c",
+                "import multiprocessing as m; m.set_start_method('spawn'); print(m.Pool(2).map(abs,[-1]))",
+            ],
+            "[1]\n",
+        ),
         (&["timeout", "5", "nice", "setsid", "-w", "echo", "deep"], "deep\n"),
         (&["bash", "-c", "coproc cat; echo hi >&${COPROC[1]}; read -u ${COPROC[0]} x; echo $x"], "hi\n"),
         (&["perl", "-e", "print `id -un`"], "root\n"),
@@ -279,7 +286,12 @@ fn one_file_is_one_file_whatever_link_names_it() {
         {
             for alias in aliases {
                 let outcome = fixture.bash(&format!("{alias} {arguments}; exit $?"));
-                assert_eq!(outcome.code(), if runs { 0 } else { 126 }, "{listed}: {alias}: {}", why(&outcome, &fixture));
+                assert_eq!(
+                    outcome.code(),
+                    if runs { 0 } else { 126 },
+                    "{listed}: {alias}: {}",
+                    why(&outcome, &fixture)
+                );
             }
         }
     }
@@ -339,7 +351,8 @@ fn a_digest_allows_the_content_and_nothing_that_is_made_of_it() {
 
 #[test]
 fn a_file_too_large_to_be_digested_is_denied_at_once() {
-    let fixture = Fixture::allowing(&["/bin/bash", "/usr/bin/truncate", "/usr/bin/chmod", &sha256(Path::new("/bin/true"))]);
+    let fixture =
+        Fixture::allowing(&["/bin/bash", "/usr/bin/truncate", "/usr/bin/chmod", &sha256(Path::new("/bin/true"))]);
     let huge = text(fixture.path("huge"));
     let begun = std::time::Instant::now();
     let outcome = fixture.bash(&format!("truncate -s 1T {huge}; chmod +x {huge}; {huge}; exit $?"));
@@ -435,7 +448,11 @@ fn first_lines_are_read_as_the_kernel_reads_them() {
             let bare = run(Command::new(&arguments[0]).args(&arguments[1..]));
             let ours = fixture.run(&arguments);
             let shown = String::from_utf8_lossy(&line).into_owned();
-            assert_eq!((ours.status, ours.stdout, ours.stderr), (bare.status, bare.stdout, bare.stderr), "{way}: {shown:?}");
+            assert_eq!(
+                (ours.status, ours.stdout, ours.stderr),
+                (bare.status, bare.stdout, bare.stderr),
+                "{way}: {shown:?}"
+            );
         }
     }
     assert_eq!(fixture.records(), Vec::<Value>::new());
@@ -447,7 +464,10 @@ fn interpreters_of_interpreters_are_followed_as_far_as_the_kernel_does() {
     let how = text(fixture.compile("how", HOW, &[]));
     script(&fixture.path("i0"), "#!/bin/echo\n");
     for level in 1..8 {
-        script(&fixture.path(&format!("i{level}")), format!("#!{} {level}\n", text(fixture.path(&format!("i{}", level - 1)))));
+        script(
+            &fixture.path(&format!("i{level}")),
+            format!("#!{} {level}\n", text(fixture.path(&format!("i{}", level - 1)))),
+        );
     }
     let mut ran = 0;
     for level in 0..8 {
@@ -591,7 +611,11 @@ fn new_namespaces_change_nothing_about_what_runs() {
             let allowed = run("/usr/bin/true");
             assert_eq!(allowed.code(), 0, "{name}, {way}: {}", why(&allowed, &fixture));
             let denied = run("/usr/bin/whoami");
-            assert!(denied.stdout == "EACCES\n" || denied.code() == 100 + 13, "{name}, {way}: {}", why(&denied, &fixture));
+            assert!(
+                denied.stdout == "EACCES\n" || denied.code() == 100 + 13,
+                "{name}, {way}: {}",
+                why(&denied, &fixture)
+            );
         }
     }
     for record in fixture.records() {
@@ -612,10 +636,15 @@ fn a_new_root_or_mount_makes_no_other_file_the_listed_one() {
     for (line, what) in [
         (format!("chroot {jail} /usr/bin/id"), "chroot"),
         (format!("unshare -m bash -c 'mount --bind {ran} /usr/bin/id; /usr/bin/id'"), "a file mounted over it"),
-        (format!("unshare -m bash -c 'mount --bind {jail}/usr/bin /usr/bin; /usr/bin/id'"), "a directory mounted over it"),
+        (
+            format!("unshare -m bash -c 'mount --bind {jail}/usr/bin /usr/bin; /usr/bin/id'"),
+            "a directory mounted over it",
+        ),
         (format!("unshare -rm bash -c 'mount --bind {ran} /usr/bin/id; /usr/bin/id'"), "the same in a user namespace"),
         (
-            format!("unshare -m bash -c 'mount -t tmpfs t /mnt; cp {ran} /mnt/id; mount --bind /mnt /usr/bin; /usr/bin/id'"),
+            format!(
+                "unshare -m bash -c 'mount -t tmpfs t /mnt; cp {ran} /mnt/id; mount --bind /mnt /usr/bin; /usr/bin/id'"
+            ),
             "a file system mounted over it",
         ),
         (
@@ -751,7 +780,8 @@ fn fill(fixture: &Fixture) -> String {
     script(&at("foreign"), foreign);
     let loader = fixture.compile("no-loader", RAN, &["-Wl,--dynamic-linker=/no/such/loader"]);
     fs::rename(loader, at("no-loader")).unwrap();
-    for (target, name) in [("loop", "loop"), ("/no/such", "dangling"), ("fine", "link"), ("private/fine", "to-private")] {
+    for (target, name) in [("loop", "loop"), ("/no/such", "dangling"), ("fine", "link"), ("private/fine", "to-private")]
+    {
         symlink(target, at(name)).unwrap();
     }
     assert_eq!(run(Command::new("mkfifo").arg("-m755").arg(at("fifo"))).code(), 0);
@@ -904,5 +934,35 @@ fn the_hint_of_a_denial_allows_it() {
             assert!(!list.iter().any(|listed| listed == entry), "{command:?}: {hint} a second time");
             list.push(entry.to_owned());
         }
+    }
+}
+
+#[test]
+fn programs_under_strace_and_gdb_run_as_the_list_says() {
+    let policy = json!({ "allow_executables": ["/**"], "deny_executables": ["/usr/bin/whoami"] });
+    let fixture = Fixture::new(policy);
+    let trace = text(fixture.path("trace"));
+    let line = "for i in 1 2 3 4 5 6 7 8; do /bin/echo ran & done; wait; ls -d /etc; /usr/bin/whoami; exit 0";
+    let failing = "/etc/hostname; /no/such; exec 3</etc/hostname; echo done";
+    for (command, expected, times) in [
+        (vec!["strace", "-o", &trace, "/bin/echo", "ran"], "ran", 1),
+        (vec!["strace", "-f", "-o", &trace, "bash", "-c", line], "ran", 8),
+        (vec!["strace", "-f", "-e", "trace=execve", "--seccomp-bpf", "-o", &trace, "bash", "-c", line], "ran", 8),
+        (vec!["strace", "-f", "-o", &trace, "bash", "-c", failing], "done", 1),
+        (vec!["gdb", "-nx", "-batch", "-ex", "run", "--args", "/bin/echo", "ran"], "ran", 1),
+        (vec!["gdb", "-nx", "-batch", "-ex", "break main", "-ex", "run", "-ex", "c", "--args", &trace, "x"], "", 0),
+        (
+            vec!["bash", "-c", "sleep 60 & p=$!; strace -o /dev/null -p $p & sleep 0.2; kill $p; wait; echo done"],
+            "done",
+            1,
+        ),
+    ] {
+        let outcome = run(plain(&fixture).args(&command));
+        let found = outcome.stdout.lines().filter(|line| *line == expected).count();
+        assert_eq!(found, times, "{command:?}: {}", why(&outcome, &fixture));
+        assert!(!outcome.stdout.contains("root"), "{command:?}: {outcome:?}");
+    }
+    for record in fixture.records() {
+        assert_eq!(record["rule"], "executables.denied", "{record}");
     }
 }

@@ -210,7 +210,11 @@ fn in_a_user_namespace_an_id_means_whom_it_is_mapped_to() {
         let bare = run(Command::new(fixture.path("change")).args(case.split_whitespace()));
         assert_eq!(bare.stdout, if expected == "EPERM\n" { "ok\n" } else { expected }, "{case}: {bare:?}");
     }
-    let denied: Vec<Value> = fixture.records().into_iter().flat_map(|record| record["uids"].as_array().cloned().unwrap_or_default()).collect();
+    let denied: Vec<Value> = fixture
+        .records()
+        .into_iter()
+        .flat_map(|record| record["uids"].as_array().cloned().unwrap_or_default())
+        .collect();
     assert_eq!(denied, [1000, 1002, 1000, 2000].map(|id| json!(id)), "{:#?}", fixture.records());
 }
 
@@ -231,7 +235,8 @@ fn every_thread_whose_user_the_library_changes_is_decided_on() {
             for (int i = 0; i < 8; i++) { pthread_join(threads[i], NULL); printf("%ld ", uids[i]); }
             printf("%d\n", result);
         }"#;
-    let policy = json!({ "allow_executables": ["/**"], "users": { "uids": [0, 1234] }, "audit": { "decisions": "all" } });
+    let policy =
+        json!({ "allow_executables": ["/**"], "users": { "uids": [0, 1234] }, "audit": { "decisions": "all" } });
     let fixture = Fixture::new(policy);
     let program = fixture.compile("threads", source, &[]);
     assert_eq!(fixture.run(&[&program]).stdout, "1234 ".repeat(8) + "0\n");

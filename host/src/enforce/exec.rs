@@ -208,10 +208,11 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
         _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
     }
-    let mapped = match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {
-        Ok(mapped) => mapped,
-        Err(error) => return Some(format!("its memory could not be looked at: {error}")),
-    };
+    let mapped =
+        match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {
+            Ok(mapped) => mapped,
+            Err(error) => return Some(format!("its memory could not be looked at: {error}")),
+        };
     if let Some(difference) = mapped_difference(view, &mapped, program) {
         return Some(difference);
     }

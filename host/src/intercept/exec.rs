@@ -14,8 +14,8 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
-use object::read::{ReadCache, ReadRef};
 use object::read::elf::{FileHeader, ProgramHeader};
+use object::read::{ReadCache, ReadRef};
 
 use crate::decide::FileRole;
 use crate::event::{Action, Exec, File};
@@ -94,7 +94,9 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
     let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
     let file = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
-        if by_descriptor { return Err(Errno::EACCES) } // the working directory
+        if by_descriptor {
+            return Err(Errno::EACCES);
+        } // the working directory
         view.resolve(caller, &directory, &requested, follow)?
     } else {
         let base = caller.handle(dirfd)?;

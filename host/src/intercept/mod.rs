@@ -122,7 +122,8 @@ pub fn intercept(
             Intercepted::Event(Action::Socket(socket), Copy::Numbers)
         }
         Call::Identity(identity) => {
-            let ids: Vec<u32> = args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
+            let ids: Vec<u32> =
+                args[..identity.count].iter().map(|id| *id as u32).filter(|id| *id != u32::MAX).collect();
             let ids = caller.known_to_us(view, if identity.users { IdKind::User } else { IdKind::Group }, &ids)?;
             let call = identity.name.to_owned();
             let credentials = if identity.users {

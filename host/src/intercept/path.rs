@@ -165,7 +165,8 @@ impl View {
         }
         let root = caller.root().ok()?;
         let flags = if follow_last { HANDLE } else { HANDLE | OFlag::O_NOFOLLOW };
-        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let how =
+            OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let found = openat2(root, Path::new(OsStr::from_bytes(path)), how).ok()?;
         // Only a magic link leads out of a procfs, save the way back by which one came.
         (fstatfs(&found).ok()?.filesystem_type() != PROC_SUPER_MAGIC).then_some(found)

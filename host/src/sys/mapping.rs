@@ -62,9 +62,8 @@ pub fn files(maps: File) -> io::Result<Vec<Mapped>> {
 pub fn of(file: BorrowedFd<'_>, own_maps: File) -> io::Result<Mapped> {
     const LENGTH: usize = 4096;
     // SAFETY: a new mapping, where the kernel likes; nothing refers to it but the call below that takes it away.
-    let address = unsafe {
-        libc::mmap(std::ptr::null_mut(), LENGTH, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-    };
+    let address =
+        unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

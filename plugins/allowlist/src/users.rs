@@ -27,7 +27,7 @@ pub enum Id {
 
 /// The lists, as ranges.
 #[derive(Debug)]
-pub struct Users {
+pub(crate) struct Users {
     uids: Option<Vec<(u32, u32)>>,
     gids: Option<Vec<(u32, u32)>>,
 }
@@ -37,7 +37,7 @@ impl Users {
     ///
     /// # Errors
     /// A range that is none.
-    pub fn new(config: Config) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
         let ranges = |ids: Option<Vec<Id>>, key: &str| {
             ids.map(|ids| {
                 let ids = ids.into_iter().enumerate();
@@ -49,12 +49,12 @@ impl Users {
     }
 
     /// The denial of a program that would run as somebody who may not.
-    pub fn running_as(&self, subject: &Subject) -> Option<Verdict> {
+    pub(crate) fn running_as(&self, subject: &Subject) -> Option<Verdict> {
         self.check("run as", &[subject.uid], &[subject.gid])
     }
 
     /// Whether a process may become this.
-    pub fn change(&self, change: &Credentials) -> Verdict {
+    pub(crate) fn change(&self, change: &Credentials) -> Verdict {
         let groups: Vec<u32> = change.gids.iter().chain(change.groups.iter().flatten()).copied().collect();
         self.check("become", &change.uids, &groups).unwrap_or_else(|| Verdict::allow("users.listed"))
     }
