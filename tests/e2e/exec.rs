@@ -936,3 +936,33 @@ fn the_hint_of_a_denial_allows_it() {
         }
     }
 }
+
+#[test]
+fn programs_under_strace_and_gdb_run_as_the_list_says() {
+    let policy = json!({ "allow_executables": ["/**"], "deny_executables": ["/usr/bin/whoami"] });
+    let fixture = Fixture::new(policy);
+    let trace = text(fixture.path("trace"));
+    let line = "for i in 1 2 3 4 5 6 7 8; do /bin/echo ran & done; wait; ls -d /etc; /usr/bin/whoami; exit 0";
+    let failing = "/etc/hostname; /no/such; exec 3</etc/hostname; echo done";
+    for (command, expected, times) in [
+        (vec!["strace", "-o", &trace, "/bin/echo", "ran"], "ran", 1),
+        (vec!["strace", "-f", "-o", &trace, "bash", "-c", line], "ran", 8),
+        (vec!["strace", "-f", "-e", "trace=execve", "--seccomp-bpf", "-o", &trace, "bash", "-c", line], "ran", 8),
+        (vec!["strace", "-f", "-o", &trace, "bash", "-c", failing], "done", 1),
+        (vec!["gdb", "-nx", "-batch", "-ex", "run", "--args", "/bin/echo", "ran"], "ran", 1),
+        (vec!["gdb", "-nx", "-batch", "-ex", "break main", "-ex", "run", "-ex", "c", "--args", &trace, "x"], "", 0),
+        (
+            vec!["bash", "-c", "sleep 60 & p=$!; strace -o /dev/null -p $p & sleep 0.2; kill $p; wait; echo done"],
+            "done",
+            1,
+        ),
+    ] {
+        let outcome = run(plain(&fixture).args(&command));
+        let found = outcome.stdout.lines().filter(|line| *line == expected).count();
+        assert_eq!(found, times, "{command:?}: {}", why(&outcome, &fixture));
+        assert!(!outcome.stdout.contains("root"), "{command:?}: {outcome:?}");
+    }
+    for record in fixture.records() {
+        assert_eq!(record["rule"], "executables.denied", "{record}");
+    }
+}

@@ -221,70 +221,70 @@ fn race(mode: &str, rounds: u32, list: &[&str]) {
 
 #[test]
 fn a_path_flipped_by_a_thread_runs_nothing_else() {
-    race("thread", 2000, &["good"]);
+    race("thread", 1200, &["good"]);
 }
 
 #[test]
 fn a_path_flipped_by_a_process_that_shares_the_memory_runs_nothing_else() {
-    race("vm", 2000, &["good"]);
+    race("vm", 1200, &["good"]);
 }
 
 #[test]
 fn a_path_flipped_in_shared_memory_runs_nothing_else() {
-    race("shared", 2000, &["good"]);
+    race("shared", 1200, &["good"]);
 }
 
 #[test]
 fn a_path_flipped_through_proc_mem_runs_nothing_else() {
-    race("mem", 2000, &["good"]);
+    race("mem", 1200, &["good"]);
 }
 
 #[test]
 fn a_path_flipped_by_process_vm_writev_runs_nothing_else() {
-    race("vmwrite", 2000, &["good"]);
+    race("vmwrite", 1200, &["good"]);
 }
 
 #[test]
 fn a_flipped_symbolic_link_runs_nothing_else() {
-    race("symlink", 2000, &["good"]);
-    race("directory-link", 1000, &["good-dir/"]);
+    race("symlink", 1200, &["good"]);
+    race("directory-link", 600, &["good-dir/"]);
 }
 
 #[test]
 fn files_that_change_places_run_only_if_their_content_is_allowed() {
-    race("rename", 2000, &["sha256:good"]);
-    race("descriptor-path", 1000, &["sha256:good"]);
+    race("rename", 1200, &["sha256:good"]);
+    race("descriptor-path", 600, &["sha256:good"]);
 }
 
 #[test]
 fn directories_that_change_places_run_nothing_else() {
-    race("directory", 2000, &["sha256:good"]);
+    race("directory", 1200, &["sha256:good"]);
 }
 
 #[test]
 fn a_working_directory_changed_by_a_thread_runs_nothing_else() {
-    race("cwd", 2000, &["good-dir/x"]);
+    race("cwd", 1200, &["good-dir/x"]);
 }
 
 #[test]
 fn a_descriptor_flipped_by_a_thread_runs_nothing_else() {
-    race("descriptor", 2000, &["good"]);
+    race("descriptor", 1200, &["good"]);
 }
 
 #[test]
 fn a_mount_that_comes_and_goes_runs_nothing_else() {
-    race("mount", 2000, &["x"]);
+    race("mount", 1200, &["x"]);
 }
 
 #[test]
 fn a_script_whose_interpreter_changes_runs_no_other() {
-    race("script", 2000, &["script", "script2", "good"]);
-    race("first-line", 1000, &["script", "good"]);
+    race("script", 1200, &["script", "script2", "good"]);
+    race("first-line", 600, &["script", "good"]);
 }
 
 #[test]
 fn a_loader_that_is_exchanged_runs_only_if_it_is_allowed() {
-    race("loader", 2000, &["program", "sha256:loader"]);
+    race("loader", 1200, &["program", "sha256:loader"]);
 }
 
 /// What is recorded as allowed are the arguments that the program gets.
@@ -474,5 +474,80 @@ fn a_caller_that_is_held_holds_up_nobody_else() {
         let outcome = fixture.run(&[held, mode.into(), text(fixture.path("mounted")), text(fixture.path("good"))]);
         assert!(outcome.stdout == "all ran\n" || outcome.stdout.starts_with("skipped"), "{mode}: {outcome:?}");
         assert!(begun.elapsed() < Duration::from_secs(10), "{mode}: {:?}", begun.elapsed());
+    }
+}
+
+/// A tracer, whose tracee's path another process flips.
+const TRACER: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+extern char **environ;
+static const char *mode; static struct { atomic_int stop; char path[32]; } *shared; static char *arguments[] = { "name", NULL };
+static int is(const char *name) { return !strcmp(mode, name); }
+static void tracee(int begin) { /* its tracer may be gone before it has begun */
+    char byte; sigset_t all; sigfillset(&all);
+    if (is("blocked")) sigprocmask(SIG_BLOCK, &all, NULL);
+    if (is("traceme") || is("blocked") || is("vfork")) ptrace(PTRACE_TRACEME, 0, 0, 0); else if (read(begin, &byte, 1) != 1) _exit(0);
+    execve(shared->path, arguments, environ); _exit(errno == EACCES ? 0 : 100 + errno);
+}
+static void tracer(void) {
+    int begin[2], status; if (pipe(begin)) _exit(9);
+    pid_t pid = is("vfork") ? vfork() : fork(); if (!pid) { if (!is("vfork")) close(begin[1]); tracee(begin[0]); }
+    if (is("seize") || is("killed")) ptrace(PTRACE_SEIZE, pid, 0, 0);
+    if (is("events")) ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXEC);
+    if (write(begin[1], "x", 1)) {}
+    while (waitpid(pid, &status, __WALL) == pid) {
+        if (!WIFSTOPPED(status)) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 99);
+        int signal = WSTOPSIG(status), event = status >> 16; ptrace(PTRACE_CONT, pid, 0, event || signal == SIGTRAP ? 0 : signal);
+    }
+    _exit(8);
+}
+int main(int argc, char **argv) {
+    int rounds = atoi(argv[2]), ran = 0, killed = 0, refused = 0, other = 0, status; (void)argc; mode = argv[1]; srand(1);
+    if (chdir(argv[3])) return 2;
+    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0); strcpy(shared->path, "./good");
+    pid_t flipper = fork(); if (!flipper) { while (!shared->stop) { memcpy(shared->path + 2, "evil", 4); __asm__ volatile("" ::: "memory"); memcpy(shared->path + 2, "good", 4); __asm__ volatile("" ::: "memory"); } _exit(0); }
+    for (int i = 0; i < rounds; i++) {
+        pid_t pid = fork(); if (!pid) tracer();
+        if (is("killed")) { struct timespec t = { 0, rand() % 1500000 }; nanosleep(&t, NULL); kill(pid, SIGKILL); }
+        if (waitpid(pid, &status, 0) != pid) return 3;
+        if (WIFSIGNALED(status)) other++; else if (WEXITSTATUS(status) == 0) ran++; else if (WEXITSTATUS(status) == 99) killed++; else if (WEXITSTATUS(status) == 100 + EPERM) refused++; else other++;
+    }
+    shared->stop = 1; waitpid(flipper, NULL, 0);
+    printf("ran %d killed %d refused %d other %d\n", ran, killed, refused, other);
+    return 0;
+}
+"#;
+
+#[test]
+fn a_traced_caller_runs_nothing_else_whatever_its_tracer_does() {
+    for (mode, rounds) in
+        [("seize", 400), ("events", 400), ("traceme", 400), ("vfork", 400), ("killed", 800), ("blocked", 50)]
+    {
+        let fixture = prepared(&["good", "tracer"]);
+        let tracer = text(fixture.compile("tracer", TRACER, &[]));
+        let command = [tracer, mode.into(), rounds.to_string(), text(fixture.path(""))];
+        let bare = run(Command::new(&command[0]).args(&command[1..]));
+        assert!(hits(&fixture) > 0, "{mode}: the race is no race: {bare:?}");
+        let _ = fs::remove_file(fixture.path("hits"));
+        let outcome = fixture.run(&command);
+        assert_eq!((outcome.code(), hits(&fixture)), (0, 0), "{mode}: {outcome:?}");
+        // One that blocks the signal by which it would stop is refused.
+        let refused = count(&outcome, "refused") > 0;
+        assert_eq!(refused, mode == "blocked", "{mode}: {outcome:?} {:?}", fixture.records().last());
+        assert!(mode == "blocked" || count(&outcome, "killed") + count(&outcome, "other") > 0, "{mode}: {outcome:?}");
+        eprintln!("{mode}: {}", outcome.stdout.trim());
     }
 }

@@ -296,7 +296,7 @@ impl Status {
                 "Uid" => status.uids = numbers().collect(),
                 "Gid" => status.gids = numbers().collect(),
                 "Groups" => status.identity.groups = numbers().collect(),
-                "NStgid" => status.inner_pid = numbers().last().unwrap_or_default(),
+                "NStgid" => status.inner_pid = numbers().next_back().unwrap_or_default(),
                 "NSpid" => {
                     status.ids = numbers().collect();
                     status.inner_tid = status.ids.last().copied().unwrap_or_default();

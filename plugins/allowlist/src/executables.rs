@@ -7,7 +7,7 @@ use glob_match::glob_match;
 
 /// The lists, compiled.
 #[derive(Debug)]
-pub struct Executables {
+pub(crate) struct Executables {
     allowed: Option<List>,
     denied: List,
 }
@@ -25,13 +25,13 @@ impl Executables {
     ///
     /// # Errors
     /// An entry that is none of the forms.
-    pub fn new(allowed: Option<Vec<String>>, denied: &[String]) -> Result<Self, ConfigError> {
+    pub(crate) fn new(allowed: Option<Vec<String>>, denied: &[String]) -> Result<Self, ConfigError> {
         let allowed = allowed.map(|entries| List::new(&entries, "/allow_executables")).transpose()?;
         Ok(Self { allowed, denied: List::new(denied, "/deny_executables")? })
     }
 
     /// Whether this may run: the file, and everything that interprets it.
-    pub fn judge(&self, exec: &Exec) -> Verdict {
+    pub(crate) fn judge(&self, exec: &Exec) -> Verdict {
         let files = || {
             let interpreters = exec.interpreters.iter().enumerate();
             let interpreters = interpreters.map(|(n, file)| (FileRole::Interpreter(n as u32), file));
@@ -189,6 +189,7 @@ fn is_system_loader(loader: &File) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
