@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 #[path = "../plugins/component.rs"]
 mod component;
+#[allow(unreachable_pub)]
 #[path = "src/plugin/engine_config.rs"]
 mod engine_config;
 

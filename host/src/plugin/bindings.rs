@@ -10,7 +10,7 @@ wasmtime::component::bindgen!({
     imports: { default: trappable },
 });
 
-pub(super) use callgate::policy::types;
+pub(super) use self::callgate::policy::types;
 
 /// The lists of an event, which WIT types can only borrow.
 pub(super) struct Lists<'a> {
