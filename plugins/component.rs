@@ -10,7 +10,7 @@ const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Compiles `package` for wasm32 and encodes it as a component. `target_dir` has to be another than that of a cargo which
 /// is running, for that one holds its lock.
-pub fn build(root: &Path, package: &str, target_dir: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+pub(crate) fn build(root: &Path, package: &str, target_dir: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
     let module = compile(root, package, target_dir)?;
     Ok(wit_component::ComponentEncoder::default().module(&std::fs::read(module)?)?.validate(true).encode()?)
 }
