@@ -120,8 +120,16 @@ impl Listener {
             newfd_flags: if cloexec { libc::O_CLOEXEC as u32 } else { 0 },
         };
         // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
-        uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
-        Ok(())
+        match uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) }) {
+            Ok(_) => Ok(()),
+            Err(nix::errno::Errno::EINVAL) => {
+                request.flags = 0;
+                // SAFETY: as above.
+                let number = uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
+                self.send(id, Answer::Value(i64::from(number)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -308,8 +308,8 @@ unsafe fn give_up(without: &[u32]) {
     unsafe {
         if libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) == 0 {
             for capability in without {
-                for set in 0..3 {
-                    data[(*capability / 32) as usize][set] &= !(1 << (capability % 32));
+                for set in &mut data[(*capability / 32) as usize] {
+                    *set &= !(1 << (capability % 32));
                 }
             }
             libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr());

@@ -123,7 +123,7 @@ impl Protocol {
 
 /// The section, compiled.
 #[derive(Debug)]
-pub struct Network {
+pub(crate) struct Network {
     outbound: Vec<Rule>,
     inbound: Vec<Rule>,
     families: Vec<u16>,
@@ -174,7 +174,7 @@ impl Network {
     ///
     /// # Errors
     /// An address, a port or a family that is none.
-    pub fn new(config: Config) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
         let outbound = config.outbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/outbound/{n}");
             let matches = matches(&at, "to", rule.to, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
@@ -207,12 +207,12 @@ impl Network {
     }
 
     /// Whether some rule says who may connect.
-    pub fn restricts_peers(&self) -> bool {
+    pub(crate) fn restricts_peers(&self) -> bool {
         self.inbound.iter().any(|rule| rule.from.is_some())
     }
 
     /// connect and send.
-    pub fn outbound(&self, what: &str, to: &Endpoint) -> Verdict {
+    pub(crate) fn outbound(&self, what: &str, to: &Endpoint) -> Verdict {
         if matches!(to.address, Address::Unspecified) {
             return Verdict::allow("network.dissolve");
         }
@@ -224,7 +224,7 @@ impl Network {
     }
 
     /// bind. Port 0 is what clients bind; what is listened on is looked at in [`Self::listen`].
-    pub fn bind(&self, to: &Endpoint) -> Verdict {
+    pub(crate) fn bind(&self, to: &Endpoint) -> Verdict {
         let chosen_by_kernel = matches!(to.address, Address::UnixUnnamed | Address::Unspecified)
             || port(&to.address) == Some(0) && is_ordinary(&to.socket);
         if chosen_by_kernel
@@ -237,7 +237,7 @@ impl Network {
     }
 
     /// listen, also on a port that the kernel has chosen or will choose.
-    pub fn listen(&self, on: &Endpoint) -> Verdict {
+    pub(crate) fn listen(&self, on: &Endpoint) -> Verdict {
         // Nobody can connect to what has no name or no connections, and the kernel refuses it.
         let unreachable = matches!(on.address, Address::UnixUnnamed) || on.socket.kind == SOCK_DGRAM;
         if unreachable
@@ -250,7 +250,7 @@ impl Network {
     }
 
     /// accept.
-    pub fn accept(&self, accepted: &Accepted) -> Verdict {
+    pub(crate) fn accept(&self, accepted: &Accepted) -> Verdict {
         let admits = |rule: &Rule| {
             let Some(from) = &rule.from else { return true };
             ip(&accepted.peer).is_none_or(|peer| from.iter().any(|net| net.contains(&peer)))
@@ -273,7 +273,7 @@ impl Network {
     }
 
     /// socket.
-    pub fn socket(&self, socket: &Socket) -> Verdict {
+    pub(crate) fn socket(&self, socket: &Socket) -> Verdict {
         if socket.family == AF_UNIX || is_ordinary(socket) || self.without_rule(socket) {
             return Verdict::allow("network.family");
         }
