@@ -150,7 +150,9 @@ fn attempt(attack: &Attack, programs: &Programs, confined: bool) -> (Ending, Str
     ]);
     let arguments = attack.args.iter().map(|word| words.get(word.as_str()).unwrap_or(word).clone());
     let fixture = Fixture::new(policy(attack.policy, programs, &program, directory, allowed_port));
-    let mut line: Vec<String> = Vec::new();
+    // Whoever runs the tests may have left descriptors open, which would be taken for leaked ones.
+    let close = r#"for fd in /proc/self/fd/*; do [ ${fd##*/} -le 2 ] || eval "exec ${fd##*/}>&-"; done; exec "$@""#;
+    let mut line: Vec<String> = ["bash", "-c", close, "bash"].map(str::to_owned).to_vec();
     if attack.pid_namespace {
         line.extend(["unshare", "-pf", "--mount-proc", "sh", "-c", r#""$@"; exit $?"#, "sh"].map(str::to_owned));
     }

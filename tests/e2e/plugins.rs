@@ -138,7 +138,7 @@ fn a_plugin_in_dry_run_denies_nothing_and_says_what_it_would_have() {
     let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
     assert_eq!((&record["outcome"], &record["plugin"]), (&json!("allowed"), &json!("allowlist")));
     assert_eq!(
-        (&record["candidates"][0][0], &record["candidates"][0][1]["rule"]),
+        (&record["candidates"][0]["plugin"], &record["candidates"][0]["rule"]),
         (&json!("house"), &json!("argument"))
     );
 }
