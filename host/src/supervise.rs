@@ -5,6 +5,7 @@
 //! takes long (a connection, a page that does not come) delays no other.
 
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -219,7 +220,11 @@ fn work(office: &Arc<Office>) {
 
 impl Office {
     fn handle(&self, notification: &Notification) {
-        let answer = self.answer(notification);
+        // A mistake of ours must neither leave the caller waiting for ever nor let its call through.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(notification))).unwrap_or_else(|_| {
+            tracing::error!("system call {} was refused because of the panic above", notification.number);
+            Some(Answer::Errno(libc::EPERM))
+        });
         if let Some(answer) = answer {
             // If the caller is gone there is nobody to tell.
             let _ = self.listener.send(notification.id, answer);
