@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build demo test lint aarch64 schema
+.PHONY: build demo test lint deny aarch64 schema
 
 build:
 	@.ci/setup build
@@ -22,6 +22,12 @@ lint:
 	@.ci/setup test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets --all-features -- -D warnings
+
+# Licences, sources and bans of dependencies; `cargo deny check advisories` needs the network. Installing takes minutes, so it
+# is no part of `make test`.
+deny:
+	@cargo deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
 
 # The code for aarch64 compiles; where its standard library cannot be had, that is not looked at.
 aarch64:
