@@ -448,7 +448,7 @@ impl Office {
             Copy::Numbers => return Some(Answer::Continue),
             Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
             Copy::Groups(groups) => {
-                let result = verified::groups(&self.listener, id, caller, groups);
+                let result = verified::groups(&self.listener, &self.view, id, caller, groups);
                 let (event, decision) = decided?;
                 return self.verified(event, decision, result);
             }
