@@ -22,6 +22,7 @@ use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
+use crate::enforce::traced::Turns;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
@@ -70,6 +71,9 @@ struct Office {
     own: Own,
     /// Whether an exec can be held and looked at.
     verifies: bool,
+    turns: Turns,
+    /// How many filters everything in the workload is under at the least.
+    filters: Option<u32>,
     room: Room,
     sockets: Sockets,
     guardian: Option<u32>,
@@ -103,6 +107,8 @@ impl Supervision for Supervisor {
             audit: Audit::start(&self.audit, mode)?,
             own: Own { identity: own, withheld: self.withheld },
             verifies: findings.has(Guarantee::RaceFreeExec),
+            turns: Turns::default(),
+            filters: findings.filters,
             room: Room::new()?,
             sockets: Sockets::default(),
             guardian,
@@ -395,7 +401,16 @@ impl Office {
             return Some(Answer::Continue);
         }
         let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let result = verified::exec(&self.listener, &self.view, id, caller, program, &digests);
+        let result = verified::exec(
+            &self.listener,
+            &self.view,
+            &self.turns,
+            self.filters,
+            id,
+            caller,
+            program,
+            &digests,
+        );
         self.verified(event, decision, result)
     }
 

@@ -19,7 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
-use crate::enforce::traced;
+use crate::enforce::traced::{self, Turns};
 use crate::intercept::caller::{Caller, Status};
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
@@ -41,13 +41,16 @@ pub enum Verified {
     Unreadable,
 }
 
-/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on.
+/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
+/// `filters` is how many filters a process has that has none of its own.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
 pub fn exec(
     listener: &Listener,
     view: &View,
+    turns: &Turns,
+    filters: Option<u32>,
     id: u64,
     caller: &Caller,
     program: &Program,
@@ -56,6 +59,7 @@ pub fn exec(
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
+    let Some(_turn) = turns.exec(caller.status.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
     let result = held(listener, view, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
@@ -64,7 +68,8 @@ pub fn exec(
     });
     match result {
         Ok(Verified::Traced) => {
-            traced::exec(listener, view, id, caller, |leader| difference(view, leader, program, digests))
+            let check = |leader| difference(view, leader, program, digests);
+            traced::exec(listener, view, turns, filters, id, caller, check)
         }
         result => result,
     }

@@ -252,6 +252,8 @@ pub struct Status {
     pub tracer: u32,
     /// Signals that the thread blocks.
     pub blocked_signals: u64,
+    /// How many seccomp filters it is under (Linux 5.9).
+    pub filters: Option<u32>,
     /// Thread ids in each pid namespace from ours inwards.
     pub ids: Vec<u32>,
 }
@@ -302,6 +304,7 @@ impl Status {
                     status.ids = numbers().collect();
                     status.inner_tid = status.ids.last().copied().unwrap_or_default();
                 }
+                "Seccomp_filters" => status.filters = numbers().next(),
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
                 "SigBlk" => {
