@@ -5,16 +5,17 @@
 //! takes long (a connection, a page that does not come) delays no other.
 
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::mount::MsFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode as FileMode;
+use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use crate::audit::{Audit, Outcome, Record, Refusal};
@@ -225,7 +226,9 @@ fn work(office: &Arc<Office>) {
 
 impl Office {
     fn handle(&self, notification: &Notification) {
-        let answer = self.answer(notification);
+        // A mistake of ours must not leave a caller waiting, nor take a thread from the others: the call is refused.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(notification)));
+        let answer = answer.unwrap_or(Some(Answer::Errno(libc::EPERM)));
         if let Some(answer) = answer {
             // If the caller is gone there is nobody to tell.
             let _ = self.listener.send(notification.id, answer);
@@ -401,16 +404,8 @@ impl Office {
             return Some(Answer::Continue);
         }
         let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let result = verified::exec(
-            &self.listener,
-            &self.view,
-            &self.turns,
-            self.filters,
-            id,
-            caller,
-            program,
-            &digests,
-        );
+        let result =
+            verified::exec(&self.listener, &self.view, &self.turns, self.filters, id, caller, program, &digests);
         self.verified(event, decision, result)
     }
 
@@ -583,7 +578,7 @@ impl Office {
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
         // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        if caller.status.inner_pid != caller.status.pid {
+        if caller.status.ids.len() > 1 {
             return match call {
                 Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
                 _ => Some(Answer::Continue),
@@ -639,9 +634,9 @@ impl Office {
 
     fn is_ours(&self, target: u32) -> bool {
         let task = format!("self/task/{target}");
-        self.guardian == Some(target)
-            || target == std::process::id()
-            || openat(self.view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_ok()
+        // Only a clear no is one: we may have run out of something.
+        let found = fstatat(self.view.proc(), task.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        self.guardian == Some(target) || target == std::process::id() || found != Err(Errno::ENOENT)
     }
 
     /// Our own safety is no matter of the mode.

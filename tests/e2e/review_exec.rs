@@ -68,7 +68,8 @@ for what in (bind, connect, claim):
     let socket = closed.join("socket");
     let _listening = UnixListener::bind(&socket).unwrap();
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
-    let line = ["setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups", "unshare", "--user", "--map-root-user"];
+    let line =
+        ["setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups", "unshare", "--user", "--map-root-user"];
     let bare = run(Command::new(line[0]).args(&line[1..]).args(["python3", "-c", TRY, "81"]).arg(&socket));
     let confined = run(fixture.callgate().args(line).args(["python3", "-c", TRY, "81"]).arg(&socket));
     assert_eq!(bare.stdout, "Permission denied\nPermission denied\nInvalid argument\n", "{bare:?}");

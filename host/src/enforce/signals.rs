@@ -134,10 +134,7 @@ fn allowed(caller: &Caller, target: &Status, signal: i32) -> bool {
     let theirs = [target.uids.first(), target.uids.get(2)];
     let same_user = theirs.into_iter().flatten().any(|uid| *uid == real || *uid == effective);
     let capable = caller.status.identity.capabilities & CAP_KILL != 0;
-    same_user
-        || target.pid == caller.status.pid
-        || capable
-        || (signal == libc::SIGCONT && same_session(caller, target))
+    same_user || target.pid == caller.status.pid || capable || (signal == libc::SIGCONT && same_session(caller, target))
 }
 
 fn same_session(caller: &Caller, target: &Status) -> bool {

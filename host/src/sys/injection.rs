@@ -43,7 +43,8 @@ pub fn call(thread: Pid, code: &Code, number: u64, arguments: [u64; 4]) -> io::R
     // A signal's handler would run where the thread is not.
     let mask = signal_mask(thread)?;
     set_signal_mask(thread, u64::MAX)?;
-    let result = ptrace::setregs(thread, registers).map_err(io::Error::from).and_then(|()| through(thread, number, arguments));
+    let result =
+        ptrace::setregs(thread, registers).map_err(io::Error::from).and_then(|()| through(thread, number, arguments));
     ptrace::setregs(thread, before)?;
     set_signal_mask(thread, mask)?;
     result
