@@ -19,7 +19,11 @@ use crate::sys::pidfd;
 
 /// For each guarantee: that it holds, or why it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Findings(Vec<(Guarantee, Result<(), String>)>);
+pub struct Findings {
+    found: Vec<(Guarantee, Result<(), String>)>,
+    /// How many seccomp filters the command's process is under, and so everything that it starts at the least.
+    pub filters: Option<u32>,
+}
 
 /// Tries what enforcement will need. `command` waits and has not run yet.
 ///
@@ -33,13 +37,14 @@ pub fn find(view: &View, listener: &Listener, command: Pid) -> Result<Findings> 
              Give the container CAP_SYS_PTRACE, which the command will not get"
         ),
     };
-    Ok(Findings(vec![
+    let found = vec![
         (Guarantee::RaceFreeExec, can_hold(command)),
         (Guarantee::RaceFreeNetwork, can_take_sockets(&caller)),
         (Guarantee::ProtectedSupervisor, cannot_reach_us(&caller)),
         (Guarantee::RestartFree, never_restarts(listener)),
         (Guarantee::AllCallers, can_look_at_anybody()?),
-    ]))
+    ];
+    Ok(Findings { found, filters: caller.status.filters })
 }
 
 impl Findings {
@@ -48,7 +53,7 @@ impl Findings {
     /// # Errors
     /// The policy requires it, or rules would be without effect.
     pub fn check(&self, required: &[Guarantee], governed: EventKinds, mode: Mode) -> Result<()> {
-        for (guarantee, found) in &self.0 {
+        for (guarantee, found) in &self.found {
             let Err(why) = found else { continue };
             if required.contains(guarantee) {
                 bail!("the policy requires {guarantee}, which cannot be had here: {why}");
@@ -72,7 +77,7 @@ impl Findings {
 
     /// Whether a guarantee holds.
     pub fn has(&self, wanted: Guarantee) -> bool {
-        self.0.iter().any(|(guarantee, found)| *guarantee == wanted && found.is_ok())
+        self.found.iter().any(|(guarantee, found)| *guarantee == wanted && found.is_ok())
     }
 }
 

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::mount::MsFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode as FileMode;
+use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use crate::audit::{Audit, Outcome, Record, Refusal};
@@ -23,6 +23,7 @@ use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
+use crate::enforce::traced::Turns;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
@@ -71,6 +72,9 @@ struct Office {
     own: Own,
     /// Whether an exec can be held and looked at.
     verifies: bool,
+    turns: Turns,
+    /// How many filters everything in the workload is under at the least.
+    filters: Option<u32>,
     room: Room,
     sockets: Sockets,
     guardian: Option<u32>,
@@ -104,6 +108,8 @@ impl Supervision for Supervisor {
             audit: Audit::start(&self.audit, mode)?,
             own: Own { identity: own, withheld: self.withheld },
             verifies: findings.has(Guarantee::RaceFreeExec),
+            turns: Turns::default(),
+            filters: findings.filters,
             room: Room::new()?,
             sockets: Sockets::default(),
             guardian,
@@ -400,7 +406,8 @@ impl Office {
             return Some(Answer::Continue);
         }
         let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let result = verified::exec(&self.listener, &self.view, id, caller, program, &digests);
+        let result =
+            verified::exec(&self.listener, &self.view, &self.turns, self.filters, id, caller, program, &digests);
         self.verified(event, decision, result)
     }
 
@@ -453,7 +460,7 @@ impl Office {
             Copy::Numbers => return Some(Answer::Continue),
             Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
             Copy::Groups(groups) => {
-                let result = verified::groups(&self.listener, id, caller, groups);
+                let result = verified::groups(&self.listener, &self.view, id, caller, groups);
                 let (event, decision) = decided?;
                 return self.verified(event, decision, result);
             }
@@ -573,7 +580,7 @@ impl Office {
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
         // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        if caller.status.inner_pid != caller.status.pid {
+        if caller.status.ids.len() > 1 {
             return match call {
                 Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
                 _ => Some(Answer::Continue),
@@ -629,9 +636,9 @@ impl Office {
 
     fn is_ours(&self, target: u32) -> bool {
         let task = format!("self/task/{target}");
-        self.guardian == Some(target)
-            || target == std::process::id()
-            || openat(self.view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_ok()
+        // Only a clear no is one: we may have run out of something.
+        let found = fstatat(self.view.proc(), task.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        self.guardian == Some(target) || target == std::process::id() || found != Err(Errno::ENOENT)
     }
 
     /// Our own safety is no matter of the mode.

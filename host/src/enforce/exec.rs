@@ -19,8 +19,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
-use crate::enforce::traced;
-use crate::intercept::caller::Caller;
+use crate::enforce::traced::{self, Turns};
+use crate::intercept::caller::{Caller, Status};
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
 use crate::sys::mapping::{self, Mapped};
@@ -41,13 +41,16 @@ pub enum Verified {
     Unreadable,
 }
 
-/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on.
+/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
+/// `filters` is how many filters a process has that has none of its own.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
 pub fn exec(
     listener: &Listener,
     view: &View,
+    turns: &Turns,
+    filters: Option<u32>,
     id: u64,
     caller: &Caller,
     program: &Program,
@@ -56,7 +59,8 @@ pub fn exec(
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
-    let result = held(listener, id, caller, |leader, is_exec| {
+    let Some(_turn) = turns.exec(caller.status.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
+    let result = held(listener, view, id, caller, |leader, is_exec| {
         if !is_exec {
             return None;
         }
@@ -64,7 +68,8 @@ pub fn exec(
     });
     match result {
         Ok(Verified::Traced) => {
-            traced::exec(listener, view, id, caller, |leader| difference(view, leader, program, digests))
+            let check = |leader| difference(view, leader, program, digests);
+            traced::exec(listener, view, turns, filters, id, caller, check)
         }
         result => result,
     }
@@ -74,10 +79,10 @@ pub fn exec(
 ///
 /// # Errors
 /// As [`exec`].
-pub fn groups(listener: &Listener, id: u64, caller: &Caller, groups: &[u32]) -> io::Result<Verified> {
+pub fn groups(listener: &Listener, view: &View, id: u64, caller: &Caller, groups: &[u32]) -> io::Result<Verified> {
     let before = &caller.status.identity.groups;
-    held(listener, id, caller, |_, _| {
-        let Ok(now) = crate::intercept::caller::Status::read(caller.directory()) else {
+    held(listener, view, id, caller, |_, _| {
+        let Ok(now) = Status::read(caller.directory()) else {
             return Some("its groups could not be read".to_owned());
         };
         let mut found = now.identity.groups;
@@ -92,6 +97,7 @@ pub fn groups(listener: &Listener, id: u64, caller: &Caller, groups: &[u32]) -> 
 /// Holds the caller while the kernel carries out its call, and kills it if `check` finds something wrong.
 fn held(
     listener: &Listener,
+    view: &View,
     id: u64,
     caller: &Caller,
     check: impl FnOnce(Pid, bool) -> Option<String>,
@@ -116,26 +122,26 @@ fn held(
     if !listener.keeps_callers() {
         interrupt()?;
     }
-    let Some((stopped, is_exec)) = wait_for_stop(caller) else { return Ok(Verified::Gone) };
+    let Some((stopped, is_exec)) = wait_for_stop(view, caller) else { return Ok(Verified::Gone) };
     // Of one that somebody kills meanwhile nothing can be read any more.
     let wrong = check(stopped, is_exec).filter(|_| ptrace::getevent(stopped).is_ok());
     if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
     }
-    release(stopped);
+    release(view, stopped);
     Ok(wrong.map_or(Verified::Done, Verified::Killed))
 }
 
 /// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
 /// it until its tracer has seen it off.
-pub fn release(held: Pid) {
+pub fn release(view: &View, held: Pid) {
     if ptrace::detach(held, None).is_err() {
-        reap(held);
+        reap(view, held);
     }
 }
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
-fn wait_for_stop(caller: &Caller) -> Option<(Pid, bool)> {
+fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
     let leads = caller.tid == caller.status.pid;
     let which = || if leads { Id::Pid(Pid::from_raw(caller.tid as i32)) } else { Id::All };
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -149,7 +155,7 @@ fn wait_for_stop(caller: &Caller) -> Option<(Pid, bool)> {
                 let pid = status.pid()?;
                 match status {
                     WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                        reap(pid);
+                        reap(view, pid);
                         if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.status.pid {
                             return None;
                         }
@@ -170,9 +176,10 @@ fn wait_for_stop(caller: &Caller) -> Option<(Pid, bool)> {
     }
 }
 
-/// Sees a dead tracee off, so that its parent gets to know. If that is we ourselves, the thread that reaps does it: it
-/// needs the status.
-fn reap(pid: Pid) {
+/// Sees a dead tracee off, so that its parent gets to know, or an exec that waits for this thread's end goes on. If the
+/// parent is we ourselves, the thread that reaps does it: it needs the status. But it is shown processes only: a thread
+/// that is not the leader is nobody's child.
+fn reap(view: &View, pid: Pid) {
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WEXITED;
     for _ in 0..10_000 {
         match waitid(Id::Pid(pid), flags | WaitPidFlag::WNOWAIT) {
@@ -180,8 +187,7 @@ fn reap(pid: Pid) {
             Err(_) => return,
             Ok(_) => {}
         }
-        let own_child = parent_of(pid) == Some(std::process::id());
-        if !own_child {
+        if !is_own_child(view, pid) {
             let _ = waitid(Id::Pid(pid), flags | WaitPidFlag::WNOHANG);
             return;
         }
@@ -189,9 +195,12 @@ fn reap(pid: Pid) {
     }
 }
 
-fn parent_of(pid: Pid) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+fn is_own_child(view: &View, pid: Pid) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let directory = openat(view.proc(), pid.to_string().as_str(), flags, Mode::empty());
+    let status = directory.map_err(io::Error::from).and_then(|directory| Status::read(directory.as_fd()));
+    // One of which nothing can be read may be the command.
+    status.map_or(true, |status| status.pid == pid.as_raw() as u32 && status.parent == std::process::id())
 }
 
 /// In what the program at the stop differs from the one that was decided on.

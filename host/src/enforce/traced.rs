@@ -13,12 +13,18 @@
 //! - A tracer that waits for its only child in vfork(2) cannot be made to call anything. Nor has it done anything since the
 //!   child was born, so that it is the child itself that asked to be traced.
 //!
+//! And that it is the kernel that has answered the call: a filter of the tracer's own could do that as well, so there must
+//! be none. Only an exec by another thread of the tracer's process could end a tracer that is stopped at its end, so its
+//! process makes none meanwhile ([`Turns`]).
+//!
 //! Where none of this can be had the exec is refused.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -37,16 +43,81 @@ use crate::sys::notify::{Answer, Listener};
 use crate::sys::pidfd;
 
 /// How long a tracer may take to stop. As a rule it waits for its tracees.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Which processes have an exec under way, and which have a thread that is held because it traces a caller: none has both.
+#[derive(Debug, Default)]
+pub struct Turns {
+    /// How many execs; none while a thread is held.
+    taken: Mutex<HashMap<u32, usize>>,
+    given_back: Condvar,
+}
+
+const HELD: usize = 0;
+
+impl Turns {
+    /// The turn of a process for one more exec; `None` if `goes_on` says no before it comes.
+    pub fn exec(&self, pid: u32, goes_on: impl Fn() -> bool) -> Option<Turn<'_>> {
+        self.take(pid, goes_on, |count| match count {
+            None => Some(1),
+            Some(HELD) => None,
+            Some(execs) => Some(execs + 1),
+        })
+    }
+
+    fn hold(&self, pid: u32, goes_on: impl Fn() -> bool) -> Option<Turn<'_>> {
+        self.take(pid, goes_on, |count| count.is_none().then_some(HELD))
+    }
+
+    fn take(
+        &self,
+        pid: u32,
+        goes_on: impl Fn() -> bool,
+        next: impl Fn(Option<usize>) -> Option<usize>,
+    ) -> Option<Turn<'_>> {
+        const LOOK: Duration = Duration::from_millis(50);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(count) = next(taken.get(&pid).copied()) {
+                taken.insert(pid, count);
+                return Some(Turn { turns: self, pid });
+            }
+            if !goes_on() {
+                return None;
+            }
+            taken = self.given_back.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One's turn, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    pid: u32,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken.get(&self.pid).copied() {
+            Some(count) if count > 1 => taken.insert(self.pid, count - 1),
+            _ => taken.remove(&self.pid),
+        };
+        self.turns.given_back.notify_all();
+    }
+}
 
 /// Lets the kernel carry out the exec of a caller that `caller.status.tracer` traces. `check` looks at the caller when it
-/// has stopped, and says what is wrong with it.
+/// has stopped, and says what is wrong with it. `filters`: how many filters a process has that has none of its own.
 ///
 /// # Errors
 /// None at present.
 pub fn exec(
     listener: &Listener,
     view: &View,
+    turns: &Turns,
+    filters: Option<u32>,
     id: u64,
     caller: &Caller,
     check: impl FnOnce(Pid) -> Option<String>,
@@ -55,18 +126,34 @@ pub fn exec(
     if caller.tid != caller.status.pid {
         return Ok(Verified::Traced);
     }
-    let Some(tracer) = Tracer::hold(view, caller) else { return Ok(Verified::Traced) };
-    let Some(before) = tracer.will_stop(view, caller).then(|| image(view, caller.tid)).flatten() else {
+    let deadline = Instant::now() + PATIENCE;
+    let Some(process) = status(view, caller.status.tracer).map(|status| status.pid) else {
         return Ok(Verified::Traced);
     };
-    if listener.send(id, Answer::Continue).is_err() || !is_over(view, caller) {
+    let Some(_turn) = turns.hold(process, || Instant::now() < deadline) else { return Ok(Verified::Traced) };
+    let Some(mut tracer) = Tracer::seize(view, caller, process, deadline) else { return Ok(Verified::Traced) };
+    let certain = tracer.stop(view, caller, deadline) && tracer.will_stop(view, caller, filters);
+    // That somebody is told of its call does not mean that it waits already.
+    let call = || loop {
+        match current_call(view, caller.tid) {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_micros(20)),
+            found => return found,
+        }
+    };
+    let held = if certain { image(view, caller.tid).zip(call()) } else { None };
+    let Some((before, call)) = held else {
+        // Before the tracer is waited for: it may wait for the caller.
+        let _ = listener.send(id, Answer::Errno(libc::EPERM));
+        return Ok(Verified::Traced);
+    };
+    if listener.send(id, Answer::Continue).is_err() || !is_over(view, caller, &before, &call) {
         return Ok(Verified::Gone);
     }
     if image(view, caller.tid) == Some(before) {
         return Ok(Verified::Done); // the exec has failed
     }
     let wrong = check(Pid::from_raw(caller.tid as i32));
-    let Some((state, _)) = state(view, caller.tid).filter(|(state, _)| !ENDED.contains(state)) else {
+    let Some(state) = state(view, caller.tid).filter(|state| !ENDED.contains(state)) else {
         return Ok(Verified::Gone); // of such a one nothing can be read
     };
     let wrong = if state == STOPPED { wrong } else { Some("it did not stop".to_owned()) };
@@ -84,58 +171,65 @@ struct Tracer {
 }
 
 impl Tracer {
-    /// Stops the caller's tracer. `None` if that cannot be had: it is traced itself, or it is one of us.
-    fn hold(view: &View, caller: &Caller) -> Option<Self> {
+    /// Takes hold of the caller's tracer, a thread of `process`. `None` if that cannot be had: it is traced itself, or it
+    /// is one of us.
+    fn seize(view: &View, caller: &Caller, process: u32, deadline: Instant) -> Option<Self> {
         let tid = caller.status.tracer;
-        let open = |name: &str| openat(view.proc(), name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-        if tid == 0 || open(&format!("self/task/{tid}")).is_ok() {
+        let is_ours = |tid: u32| {
+            let task = format!("self/task/{tid}");
+            openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
+        };
+        if tid == 0 || is_ours(tid) {
             return None;
         }
         let thread = Pid::from_raw(tid as i32);
         let options = ptrace::Options::PTRACE_O_TRACEEXIT
             | ptrace::Options::PTRACE_O_EXITKILL
             | ptrace::Options::PTRACE_O_TRACESYSGOOD;
-        let deadline = Instant::now() + PATIENCE;
         while let Err(error) = ptrace::seize(thread, options) {
-            // Another thread of ours may hold it, for another of its tracees.
-            let holder = Status::read(open(&tid.to_string()).ok()?.as_fd()).ok()?.tracer;
-            let ours = holder == 0 || open(&format!("self/task/{holder}")).is_ok();
-            if error != Errno::EPERM || !ours || Instant::now() > deadline {
+            // Another thread of ours may hold it, to make a call for it.
+            let holder = status(view, tid)?.tracer;
+            if error != Errno::EPERM || holder != 0 && !is_ours(holder) || Instant::now() > deadline {
                 return None;
             }
             std::thread::sleep(Duration::from_micros(100));
         }
         let mut tracer = Self { thread, status: Status::default(), stopped: false };
         ptrace::interrupt(thread).ok()?;
-        tracer.status = Status::read(open(&tid.to_string()).ok()?.as_fd()).ok()?;
+        tracer.status = status(view, tid).filter(|status| status.pid == process)?;
+        Some(tracer)
+    }
+
+    /// Stops it, or finds it where it cannot go on before the caller's exec is over.
+    fn stop(&mut self, view: &View, caller: &Caller, deadline: Instant) -> bool {
         loop {
-            match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
+            match waitpid(self.thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::PtraceEvent(_, _, event)) => {
-                    tracer.stopped = true;
-                    return (event != ptrace::Event::PTRACE_EVENT_EXIT as i32).then_some(tracer);
+                    self.stopped = true;
+                    return event != ptrace::Event::PTRACE_EVENT_EXIT as i32;
                 }
                 Ok(WaitStatus::Stopped(_, signal)) => {
-                    let _ = ptrace::cont(thread, signal);
+                    let _ = ptrace::cont(self.thread, signal);
                 }
                 Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {
-                    if tracer.waits_in_vfork(view, caller) {
-                        return Some(tracer);
+                    if self.waits_in_vfork(view, caller) {
+                        return true;
                     }
                     if Instant::now() > deadline {
-                        return None;
+                        return false;
                     }
                     std::thread::sleep(Duration::from_micros(20));
                 }
-                _ => return None,
+                _ => return false,
             }
         }
     }
 
     /// Whether the tracer is the caller's parent, in the midst of the vfork(2) by which it made it.
     fn waits_in_vfork(&self, view: &View, caller: &Caller) -> bool {
-        let call = read(view, &format!("{}/syscall", self.thread)).unwrap_or_default();
         // clone(2) could have given the child another parent.
-        call.split_whitespace().next() == Some(&libc::SYS_vfork.to_string())
+        current_call(view, self.thread.as_raw() as u32)
+            .is_some_and(|call| call.split_whitespace().next() == Some(&libc::SYS_vfork.to_string()))
             && read(view, &format!("{0}/task/{0}/children", self.thread))
                 .is_some_and(|children| children.split_whitespace().eq([caller.tid.to_string()]))
     }
@@ -150,7 +244,7 @@ impl Tracer {
     }
 
     /// Makes sure that the caller will stop when its exec is over.
-    fn will_stop(&self, view: &View, caller: &Caller) -> bool {
+    fn will_stop(&self, view: &View, caller: &Caller, filters: Option<u32>) -> bool {
         let traps = caller.status.blocked_signals & (1 << (libc::SIGTRAP - 1)) == 0;
         if !self.stopped {
             return traps;
@@ -161,7 +255,13 @@ impl Tracer {
         };
         let interrupt = [ptrace::Request::PTRACE_INTERRUPT as u64, u64::from(*name), 0, 0];
         let Some(vdso) = self.vdso(view) else { return false };
-        match injection::call(self.thread, &vdso, libc::SYS_ptrace as u64, interrupt) {
+        let answer = injection::call(self.thread, &vdso, libc::SYS_ptrace as u64, interrupt);
+        // Looked at afterwards: none is ever taken away, but another thread can add one (SECCOMP_FILTER_FLAG_TSYNC).
+        let now = status(view, self.thread.as_raw() as u32).and_then(|status| status.filters);
+        if now.is_none() || now != filters {
+            return false;
+        }
+        match answer {
             Ok(0) => true,
             Ok(failed) => failed == -i64::from(libc::EIO) && traps,
             Err(_) => false,
@@ -193,34 +293,43 @@ const ENDED: [char; 2] = ['Z', 'X'];
 
 /// Waits until the caller's exec is over: it has stopped for its tracer; or the exec has failed and it goes on, in which
 /// case one that was not seized need not stop. False if it has ended.
-fn is_over(view: &View, caller: &Caller) -> bool {
+///
+/// A caller that goes on is found at its next call that waits. `call` is the one that it waits in now, with its arguments:
+/// nobody can change those in the midst of it, and what the kernel puts there when the exec succeeds comes with an image
+/// that is not the one `before`.
+fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> bool {
     let mut nap = Duration::from_micros(20);
-    let begun = state(view, caller.tid).map(|(_, time)| time);
     loop {
         match state(view, caller.tid) {
-            Some((STOPPED, _)) => return true,
-            Some((state, _)) if ENDED.contains(&state) => return false,
+            Some(STOPPED) => return true,
+            Some(state) if ENDED.contains(&state) => return false,
             None => return false,
-            // In the exec it spends no time in user mode, and is in no other call.
-            Some((_, time)) if Some(time) != begun || is_elsewhere(view, caller) => return true,
-            Some(_) => std::thread::sleep(nap),
+            Some(_) => {
+                let elsewhere = current_call(view, caller.tid).is_some_and(|now| now != call);
+                if elsewhere && image(view, caller.tid).as_ref() == Some(before) {
+                    return true;
+                }
+                std::thread::sleep(nap);
+            }
         }
         nap = (nap * 3 / 2).min(Duration::from_millis(2));
     }
 }
 
-fn is_elsewhere(view: &View, caller: &Caller) -> bool {
-    let call = read(view, &format!("{}/syscall", caller.tid)).unwrap_or_default();
-    let number = call.split_whitespace().next().and_then(|number| number.parse::<i64>().ok());
-    number.is_some_and(|number| number != libc::SYS_execve && number != libc::SYS_execveat)
+/// The call that a thread waits in, with its arguments, as proc_pid_syscall(5) shows it; `None` while it runs.
+fn current_call(view: &View, tid: u32) -> Option<String> {
+    read(view, &format!("{tid}/syscall")).filter(|call| !call.starts_with("running"))
 }
 
-/// The state, and the time in user mode.
-fn state(view: &View, pid: u32) -> Option<(char, u64)> {
+fn state(view: &View, pid: u32) -> Option<char> {
     let text = read(view, &format!("{pid}/stat"))?;
-    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(10)?.parse().ok()?))
+    text.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+fn status(view: &View, tid: u32) -> Option<Status> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let directory = openat(view.proc(), tid.to_string().as_str(), flags, Mode::empty()).ok()?;
+    Status::read(directory.as_fd()).ok()
 }
 
 fn read(view: &View, name: &str) -> Option<String> {
@@ -228,9 +337,11 @@ fn read(view: &View, name: &str) -> Option<String> {
     io::read_to_string(File::from(file)).ok()
 }
 
+type Image = (u64, [u8; 16]);
+
 /// What tells one image of a process from the next: where the kernel has put its random bytes, and which they are
 /// (`AT_RANDOM`, getauxval(3)).
-fn image(view: &View, pid: u32) -> Option<(u64, [u8; 16])> {
+fn image(view: &View, pid: u32) -> Option<Image> {
     let address = auxiliary(view, pid, libc::AT_RANDOM)?;
     let mut random = [0; 16];
     memory(view, pid)?.read_exact_at(&mut random, address).ok()?;

@@ -49,7 +49,11 @@ impl Caller {
         let name = tid.to_string();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(view.proc(), name.as_str(), flags, Mode::empty())?;
-        let status = Status::read(directory.as_fd())?;
+        let mut status = Status::read(directory.as_fd())?;
+        // Those of another user namespace are worth nothing in ours, where we act for the caller (user_namespaces(7)).
+        if status.identity.capabilities != 0 && !view.shares_user_namespace(directory.as_fd())? {
+            status.identity.capabilities = 0;
+        }
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
         Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), memory: File::from(memory) })
@@ -139,11 +143,8 @@ impl Caller {
     /// # Errors
     /// `EINVAL`: an id that its own namespace does not know, as the kernel would answer. Anything else: we can't tell.
     pub fn known_to_us(&self, view: &View, kind: IdKind, ids: &[u32]) -> Result<Vec<u32>, Errno> {
-        match (readlinkat(&self.directory, "ns/user"), readlinkat(view.proc(), "self/ns/user")) {
-            (Ok(theirs), Ok(ours)) if theirs != ours => {}
-            // A kernel without user namespaces has no such link.
-            (Ok(_), Ok(_)) | (Err(Errno::ENOENT), Err(Errno::ENOENT)) => return Ok(ids.to_vec()),
-            _ => return Err(Errno::EPERM),
+        if view.shares_user_namespace(self.directory.as_fd()).map_err(|_| Errno::EPERM)? {
+            return Ok(ids.to_vec());
         }
         let name = match kind {
             IdKind::User => "uid_map",
@@ -251,6 +252,8 @@ pub struct Status {
     pub tracer: u32,
     /// Signals that the thread blocks.
     pub blocked_signals: u64,
+    /// How many seccomp filters it is under (Linux 5.9).
+    pub filters: Option<u32>,
     /// Thread ids in each pid namespace from ours inwards.
     pub ids: Vec<u32>,
 }
@@ -301,6 +304,7 @@ impl Status {
                     status.ids = numbers().collect();
                     status.inner_tid = status.ids.last().copied().unwrap_or_default();
                 }
+                "Seccomp_filters" => status.filters = numbers().next(),
                 "Threads" => status.threads = first(),
                 "SigPnd" | "ShdPnd" => pending |= bits(),
                 "SigBlk" => {

@@ -102,7 +102,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         let base = caller.handle(dirfd)?;
         if by_descriptor { base } else { view.resolve(caller, base, &requested, follow)? }
     };
-    must_be_regular(file.as_fd())?;
+    must_be_executable(file.as_fd())?;
     let (arguments, cut) = copy_arguments(caller, argv)?;
 
     let mut interpreters: Vec<OwnedFd> = Vec::new();
@@ -128,7 +128,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                     return Err(Errno::EACCES); // open_exec takes no name for the working directory
                 }
                 let next = view.resolve(caller, &directory, &interpreter, true)?;
-                must_be_regular(next.as_fd())?;
+                must_be_executable(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
                     arguments.remove(0);
@@ -140,7 +140,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
             }
             Head::Elf { loader: Some(path) } => {
                 let found = view.resolve(caller, &directory, &path, true)?;
-                must_be_regular(found.as_fd())?;
+                must_be_executable(found.as_fd())?;
                 loader = Some(found);
                 break;
             }
@@ -178,10 +178,12 @@ fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn must_be_regular(file: BorrowedFd<'_>) -> Result<(), Errno> {
+/// What the kernel runs for somebody at the least: root, too, may run only what has a bit that says so. Nothing else is
+/// looked into, for some of it waits for a reader (`/proc/kmsg`).
+fn must_be_executable(file: BorrowedFd<'_>) -> Result<(), Errno> {
     let stat = fstat(file)?;
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => Ok(()),
+        SFlag::S_IFREG if stat.st_mode & 0o111 != 0 => Ok(()),
         SFlag::S_IFLNK => Err(Errno::ELOOP),
         _ => Err(Errno::EACCES),
     }

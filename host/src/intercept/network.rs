@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::event::{Address, Endpoint, Socket};
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, IdKind};
 use crate::intercept::path::View;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
 use crate::sys::socket;
@@ -422,13 +422,13 @@ pub fn copy_message(
     (message.data, message.rest) = copy_payload(caller, held, flags, parts)?;
     if header.control != 0 && header.control_length != 0 {
         let control = caller.copy(header.control, header.control_length as usize)?;
-        translate_control(caller, control, &mut message)?;
+        translate_control(view, caller, control, &mut message)?;
     }
     Ok(message)
 }
 
 /// Replaces what in control messages means something else to us than to the caller: its descriptors, and itself.
-fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Message) -> Result<(), Errno> {
+fn translate_control(view: &View, caller: &Caller, mut control: Vec<u8>, message: &mut Message) -> Result<(), Errno> {
     const HEADER: usize = 16; // sizeof(struct cmsghdr)
     const SCM_MAX_FD: usize = 253; // include/net/scm.h
     let mut at = 0;
@@ -453,7 +453,7 @@ fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Messag
                 }
             }
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
-                message.claim = Some(claim(caller, &control[at + HEADER..at + length])?);
+                message.claim = Some(claim(view, caller, &control[at + HEADER..at + length])?);
                 control.drain(at..next.min(control.len()));
                 continue;
             }
@@ -478,12 +478,14 @@ const SCTP_DSTADDRV6: i32 = 8;
 
 /// `scm_check_creds` (net/core/scm.c): who may say that a message is from whom. The kernel will ask this about us, who may
 /// say more than the caller may.
-fn claim(caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> {
+fn claim(view: &View, caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> {
     let number = |n: usize| bytes.get(n * 4..n * 4 + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     let (Some(pid), Some(uid), Some(gid)) = (number(0), number(1), number(2)) else { return Err(Errno::EINVAL) };
     if bytes.len() != 12 {
         return Err(Errno::EINVAL);
     }
+    let [uid] = caller.known_to_us(view, IdKind::User, &[uid])?[..] else { return Err(Errno::EINVAL) };
+    let [gid] = caller.known_to_us(view, IdKind::Group, &[gid])?[..] else { return Err(Errno::EINVAL) };
     let status = &caller.status;
     let has = |capability| status.identity.capabilities & capability != 0;
     // A process knows itself by the number that it has in its own pid namespace.

@@ -29,6 +29,8 @@ pub struct View {
     prefix: PathBuf,
     /// Who we are.
     own: Identity,
+    /// Our user namespace; a kernel without them has no such link.
+    user_namespace: nix::Result<OsString>,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -50,7 +52,8 @@ impl View {
         let proc_device = fstat(&proc)?.st_dev;
         let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
         let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
-        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own };
+        let user_namespace = readlinkat(&proc, "self/ns/user");
+        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own, user_namespace };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
     }
@@ -63,6 +66,17 @@ impl View {
     /// Who the supervisor is.
     pub fn own(&self) -> &Identity {
         &self.own
+    }
+
+    /// Whether a process is in our user namespace.
+    ///
+    /// # Errors
+    /// It is gone, or we may not look.
+    pub fn shares_user_namespace(&self, process: BorrowedFd<'_>) -> nix::Result<bool> {
+        match readlinkat(process, "ns/user") {
+            Err(Errno::ENOENT) if self.user_namespace == Err(Errno::ENOENT) => Ok(true),
+            theirs => Ok(theirs? == self.user_namespace.clone()?),
+        }
     }
 
     /// What a file is called, and which it is.
@@ -151,9 +165,7 @@ impl View {
         const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
         let theirs = &caller.status.identity;
         let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
-        // Those of another user are as a rule of another user namespace, and count for little here.
-        let kept = if same { theirs.capabilities } else { 0 };
-        let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | kept);
+        let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | theirs.capabilities);
         (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.clone() })
     }
 

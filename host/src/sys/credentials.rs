@@ -59,13 +59,19 @@ impl Own {
 /// Before `work` has run: we may not become `identity`. A failure to change back ends the process: it would go on with
 /// somebody else's rights.
 pub fn run_as<T>(own: &Identity, identity: &Identity, work: impl FnOnce() -> T) -> io::Result<T> {
-    let permitted = capability_sets()?.permitted;
-    let entered = enter(own, identity, permitted);
-    let result = entered.map(|()| work());
-    if leave(own, identity, permitted).is_err() {
-        std::process::abort();
+    /// Changes back, also when `work` panics.
+    struct Back<'a>(&'a Identity, &'a Identity, u64);
+    impl Drop for Back<'_> {
+        fn drop(&mut self) {
+            if leave(self.0, self.1, self.2).is_err() {
+                std::process::abort();
+            }
+        }
     }
-    result
+    let permitted = capability_sets()?.permitted;
+    let _back = Back(own, identity, permitted);
+    enter(own, identity, permitted)?;
+    Ok(work())
 }
 
 fn enter(own: &Identity, identity: &Identity, permitted: u64) -> io::Result<()> {

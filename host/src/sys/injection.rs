@@ -2,12 +2,17 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::ptrace;
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+/// The calls that are made don't wait, so this is for a thread that gets no processor.
+#[cfg(target_arch = "x86_64")]
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Code of the thread's process, in which an instruction for system calls is looked for.
 #[derive(Debug)]
@@ -38,7 +43,8 @@ pub fn call(thread: Pid, code: &Code, number: u64, arguments: [u64; 4]) -> io::R
     // A signal's handler would run where the thread is not.
     let mask = signal_mask(thread)?;
     set_signal_mask(thread, u64::MAX)?;
-    let result = ptrace::setregs(thread, registers).map_err(io::Error::from).and_then(|()| through(thread));
+    let result =
+        ptrace::setregs(thread, registers).map_err(io::Error::from).and_then(|()| through(thread, number, arguments));
     ptrace::setregs(thread, before)?;
     set_signal_mask(thread, mask)?;
     result
@@ -47,10 +53,17 @@ pub fn call(thread: Pid, code: &Code, number: u64, arguments: [u64; 4]) -> io::R
 /// From a stop through one system call, to a stop from which the kernel starts an interrupted call again
 /// (`arch_do_signal_or_restart`): that of PTRACE_INTERRUPT, like the first.
 #[cfg(target_arch = "x86_64")]
-fn through(thread: Pid) -> io::Result<i64> {
-    for _entry_and_exit in 0..2 {
+fn through(thread: Pid, number: u64, arguments: [u64; 4]) -> io::Result<i64> {
+    for entry in [true, false] {
         ptrace::syscall(thread, None)?;
         match next_stop(thread)? {
+            WaitStatus::PtraceSyscall(_) if entry => {
+                let now = ptrace::getregs(thread)?;
+                if (now.orig_rax, [now.rdi, now.rsi, now.rdx, now.r10]) != (number, arguments) {
+                    kill(thread, Signal::SIGKILL)?;
+                    return Err(io::Error::other("the thread was about to make another call"));
+                }
+            }
             WaitStatus::PtraceSyscall(_) => {}
             WaitStatus::Stopped(_, signal) => {
                 kill(thread, signal)?; // SIGSTOP, which cannot be blocked: it comes later
@@ -89,9 +102,15 @@ fn set_signal_mask(thread: Pid, mask: u64) -> io::Result<()> {
 
 #[cfg(target_arch = "x86_64")]
 fn next_stop(thread: Pid) -> io::Result<WaitStatus> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
+        match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
             Err(Errno::EINTR) => {}
+            Ok(WaitStatus::StillAlive) if Instant::now() > deadline => {
+                kill(thread, Signal::SIGKILL)?;
+                return Err(io::Error::other("the thread does not make the call"));
+            }
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_micros(20)),
             result => return Ok(result?),
         }
     }

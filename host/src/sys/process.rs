@@ -7,6 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -63,8 +64,15 @@ pub enum Forked {
 /// # Errors
 /// The kernel's; `EDEADLK` if there are other threads.
 pub fn fork() -> io::Result<Forked> {
-    if std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1) != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+    let alone = || std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1) == 1;
+    // A thread that has been joined may be there for a moment longer: the C library knows of its end before the kernel is
+    // through with it (CLONE_CHILD_CLEARTID, clone(2)).
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !alone() {
+        if Instant::now() > deadline {
+            return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
     // SAFETY: with one thread no lock can be held by another, so the child may do whatever we may.
     match unsafe { nix::unistd::fork() }? {
