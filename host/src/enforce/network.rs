@@ -67,7 +67,7 @@ pub struct Desk<'a> {
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.own.act_as(&self.caller.status.identity, 0, work)
+        self.own.act_as(&self.caller.identity(self.view), 0, work)
     }
 
     /// Makes a call that may wait. `limit`: the socket's option that says how long.
@@ -139,10 +139,7 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if let Some(parent) = &target.file {
         return bind_to_path(desk, held, target, parent);
     }
-    let unprivileged = matches!(target.address,
-        Address::Ipv4 { port, .. } | Address::Ipv6 { port, .. } if port == 0 || port >= 1024);
-    let work = || socket::bind(&held.fd, &target.bytes);
-    if unprivileged { work() } else { desk.as_caller(work) }.into()
+    desk.as_caller(|| socket::bind(&held.fd, &target.bytes)).into()
 }
 
 /// A path is what getsockname(2) will tell, so it must be the caller's own; it is looked up again, from the caller's
@@ -151,7 +148,8 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
 fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd) -> Performed {
     let path: Vec<u8> = target.bytes[2..].iter().copied().take_while(|byte| *byte != 0).collect();
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    if fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+    // As the caller, for who may not search a directory must not learn from us what it has.
+    if desk.as_caller(|| Ok(fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)).is_ok() {
         return Performed::Answer(Answer::Errno(libc::EADDRINUSE));
     }
     let result = std::thread::scope(|scope| {
@@ -404,7 +402,7 @@ impl<'a> Sending<'a> {
         if inet && self.message.control.is_empty() {
             return work();
         }
-        self.desk.own.act_as(&self.desk.caller.status.identity, self.claim.takes, work)
+        self.desk.own.act_as(&self.desk.caller.identity(self.desk.view), self.claim.takes, work)
     }
 
     /// Counts what was sent. Whether there is more to be sent, and it makes sense to go on.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use crate::intercept::caller::{Caller, Status};
@@ -133,17 +133,11 @@ fn allowed(view: &View, caller: &Caller, target: &Status, signal: i32) -> bool {
     let (real, effective) = (caller.status.real_uid, caller.status.identity.uid);
     let theirs = [target.uids.first(), target.uids.get(2)];
     let same_user = theirs.into_iter().flatten().any(|uid| *uid == real || *uid == effective);
-    let capable = || caller.status.identity.capabilities & CAP_KILL != 0 && in_our_user_namespace(view, caller);
+    let capable = || caller.identity(view).capabilities & CAP_KILL != 0;
     same_user
         || target.pid == caller.status.pid
         || capable()
         || (signal == libc::SIGCONT && same_session(caller, target))
-}
-
-/// Capabilities in another user namespace than ours are worth nothing against processes of ours.
-fn in_our_user_namespace(view: &View, caller: &Caller) -> bool {
-    let theirs = readlinkat(caller.directory(), "ns/user");
-    theirs.is_ok() && theirs == readlinkat(view.proc(), "self/ns/user")
 }
 
 fn same_session(caller: &Caller, target: &Status) -> bool {

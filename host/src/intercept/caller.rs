@@ -2,6 +2,7 @@
 //!
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,6 +38,7 @@ pub struct Caller {
     pub pidfd: OwnedFd,
     directory: OwnedFd,
     root: OnceLock<OwnedFd>,
+    in_our_user_namespace: OnceLock<bool>,
     memory: File,
 }
 
@@ -52,7 +54,7 @@ impl Caller {
         let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
-        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), memory: File::from(memory) })
+        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), in_our_user_namespace: OnceLock::new(), memory: File::from(memory) })
     }
 
     /// Copies bytes of the caller's memory, as many as are there.
@@ -139,11 +141,8 @@ impl Caller {
     /// # Errors
     /// `EINVAL`: an id that its own namespace does not know, as the kernel would answer. Anything else: we can't tell.
     pub fn known_to_us(&self, view: &View, kind: IdKind, ids: &[u32]) -> Result<Vec<u32>, Errno> {
-        match (readlinkat(&self.directory, "ns/user"), readlinkat(view.proc(), "self/ns/user")) {
-            (Ok(theirs), Ok(ours)) if theirs != ours => {}
-            // A kernel without user namespaces has no such link.
-            (Ok(_), Ok(_)) | (Err(Errno::ENOENT), Err(Errno::ENOENT)) => return Ok(ids.to_vec()),
-            _ => return Err(Errno::EPERM),
+        if self.in_our_user_namespace(view)? {
+            return Ok(ids.to_vec());
         }
         let name = match kind {
             IdKind::User => "uid_map",
@@ -165,6 +164,29 @@ impl Caller {
                 found.map(|[inner, ours, _]| ours.saturating_add(id - inner)).ok_or(Errno::EINVAL)
             })
             .collect()
+    }
+
+    fn in_our_user_namespace(&self, view: &View) -> Result<bool, Errno> {
+        if let Some(known) = self.in_our_user_namespace.get() {
+            return Ok(*known);
+        }
+        let same = match (readlinkat(&self.directory, "ns/user"), view.user_namespace()) {
+            (Ok(theirs), Some(ours)) => theirs == *ours,
+            // A kernel without user namespaces has no such link.
+            (Err(Errno::ENOENT), None) => true,
+            _ => return Err(Errno::EPERM),
+        };
+        Ok(*self.in_our_user_namespace.get_or_init(|| same))
+    }
+
+    /// Who it is to permission checks in our user namespace. Whoever makes a user namespace has all capabilities, but in
+    /// there (user_namespaces(7)): here they are worth nothing.
+    pub fn identity(&self, view: &View) -> Cow<'_, Identity> {
+        let identity = &self.status.identity;
+        if identity.capabilities == 0 || self.in_our_user_namespace(view).unwrap_or(false) {
+            return Cow::Borrowed(identity);
+        }
+        Cow::Owned(Identity { capabilities: 0, ..identity.clone() })
     }
 
     /// `/proc/TID`.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::event::{Address, Endpoint, Socket};
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, IdKind};
 use crate::intercept::path::View;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
 use crate::sys::socket;
@@ -115,7 +115,7 @@ pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> 
 pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let file = as_caller(own, caller, || view.resolve(caller, directory, path, true))?;
+    let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
     let named = view.name(file.as_fd());
     let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
     // Threads that perform calls work in /proc: the path leads through our own descriptor, not through the caller's names.
@@ -138,7 +138,7 @@ pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec
 pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let (parent, name) = as_caller(own, caller, || view.resolve_parent(caller, directory, path))?;
+    let (parent, name) = as_caller(view, own, caller, || view.resolve_parent(caller, directory, path))?;
     let mut named = view.name(parent.as_fd());
     named.path = format!("{}/{}", named.path.trim_end_matches('/'), String::from_utf8_lossy(name.as_bytes()));
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })
@@ -146,8 +146,8 @@ pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8
 
 /// Looks something up with the caller's rights: it must not reach through us what it may not search itself.
 /// `CAP_SYS_PTRACE` lets us read `/proc/PID/root` of a caller that is not dumpable, and nothing else here.
-fn as_caller<T>(own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    own.act_as(&caller.status.identity, CAP_SYS_PTRACE, || work().map_err(Into::into))
+fn as_caller<T>(view: &View, own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    own.act_as(&caller.identity(view), CAP_SYS_PTRACE, || work().map_err(Into::into))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EACCES)))
 }
 
@@ -422,13 +422,13 @@ pub fn copy_message(
     (message.data, message.rest) = copy_payload(caller, held, flags, parts)?;
     if header.control != 0 && header.control_length != 0 {
         let control = caller.copy(header.control, header.control_length as usize)?;
-        translate_control(caller, control, &mut message)?;
+        translate_control(view, caller, control, &mut message)?;
     }
     Ok(message)
 }
 
 /// Replaces what in control messages means something else to us than to the caller: its descriptors, and itself.
-fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Message) -> Result<(), Errno> {
+fn translate_control(view: &View, caller: &Caller, mut control: Vec<u8>, message: &mut Message) -> Result<(), Errno> {
     const HEADER: usize = 16; // sizeof(struct cmsghdr)
     const SCM_MAX_FD: usize = 253; // include/net/scm.h
     let mut at = 0;
@@ -453,7 +453,7 @@ fn translate_control(caller: &Caller, mut control: Vec<u8>, message: &mut Messag
                 }
             }
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
-                message.claim = Some(claim(caller, &control[at + HEADER..at + length])?);
+                message.claim = Some(claim(view, caller, &control[at + HEADER..at + length])?);
                 control.drain(at..next.min(control.len()));
                 continue;
             }
@@ -478,17 +478,22 @@ const SCTP_DSTADDRV6: i32 = 8;
 
 /// `scm_check_creds` (net/core/scm.c): who may say that a message is from whom. The kernel will ask this about us, who may
 /// say more than the caller may.
-fn claim(caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> {
+fn claim(view: &View, caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> {
     let number = |n: usize| bytes.get(n * 4..n * 4 + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     let (Some(pid), Some(uid), Some(gid)) = (number(0), number(1), number(2)) else { return Err(Errno::EINVAL) };
     if bytes.len() != 12 {
         return Err(Errno::EINVAL);
     }
+    let (uid, gid) =
+        (caller.known_to_us(view, IdKind::User, &[uid])?[0], caller.known_to_us(view, IdKind::Group, &[gid])?[0]);
     let status = &caller.status;
+    // It may name whom it could become, in its own user namespace.
     let has = |capability| status.identity.capabilities & capability != 0;
-    // A process knows itself by the number that it has in its own pid namespace.
+    // A process knows itself by the number that it has in its own pid namespace; which number another has in ours, we
+    // don't know.
     let is_itself = pid == status.inner_pid;
-    let may = (is_itself || has(CAP_SYS_ADMIN))
+    let may_name = || caller.identity(view).capabilities & CAP_SYS_ADMIN != 0 && status.inner_pid == status.pid;
+    let may = (is_itself || may_name())
         && (status.uids.iter().take(3).any(|own| *own == uid) || has(CAP_SETUID))
         && (status.gids.iter().take(3).any(|own| *own == gid) || has(CAP_SETGID));
     if may { Ok([if is_itself { status.pid } else { pid }, uid, gid]) } else { Err(Errno::EPERM) }

@@ -29,6 +29,8 @@ pub struct View {
     prefix: PathBuf,
     /// Who we are.
     own: Identity,
+    /// Our user namespace, as its link in `/proc` tells it; `None` if the kernel has none.
+    user_namespace: Option<OsString>,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -50,7 +52,11 @@ impl View {
         let proc_device = fstat(&proc)?.st_dev;
         let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
         let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
-        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own };
+        let user_namespace = match readlinkat(&proc, "self/ns/user") {
+            Err(Errno::ENOENT) => None,
+            link => Some(link?),
+        };
+        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own, user_namespace };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
     }
@@ -63,6 +69,11 @@ impl View {
     /// Who the supervisor is.
     pub fn own(&self) -> &Identity {
         &self.own
+    }
+
+    /// Our user namespace; `None` if the kernel has none.
+    pub fn user_namespace(&self) -> Option<&OsString> {
+        self.user_namespace.as_ref()
     }
 
     /// What a file is called, and which it is.
@@ -149,12 +160,10 @@ impl View {
     fn lesser_rights(&self, caller: &Caller) -> Option<Identity> {
         /// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` (capabilities(7)).
         const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
-        let theirs = &caller.status.identity;
+        let theirs = caller.identity(self);
         let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
-        // Those of another user are as a rule of another user namespace, and count for little here.
-        let kept = if same { theirs.capabilities } else { 0 };
-        let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | kept);
-        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.clone() })
+        let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | theirs.capabilities);
+        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.into_owned() })
     }
 
     /// The same as [`Self::walk`] where the path meets nothing that means something else to us than to the caller: an
