@@ -236,12 +236,15 @@ pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32, decided: &[u8]) -> Per
     // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
     let unix = i32::from(held.socket.family) == libc::AF_UNIX;
     let result = if unix { desk.as_caller(work) } else { work() };
-    // An association that was dissolved meanwhile takes a port with it that the kernel had chosen, and listen chooses another.
-    let port = |address: &[u8]| address.get(2..4).map(<[u8]>::to_vec);
-    let had_port = port(decided).is_some_and(|number| number != [0, 0]);
-    if !unix && result.is_ok() && had_port {
-        let now = socket::local_address(&held.fd).unwrap_or_default();
-        if port(&now) != port(decided) {
+    // An association that was dissolved meanwhile takes an address and a port with it that the kernel had chosen, and listen
+    // chooses others; the same port, if `IP_LOCAL_PORT_RANGE` leaves no other.
+    if !unix && result.is_ok() {
+        let mut now = socket::local_address(&held.fd).unwrap_or_default();
+        let had_none = decided.get(2..4) == Some(&[0, 0]);
+        if let Some(port) = now.get_mut(2..4).filter(|_| had_none) {
+            port.fill(0); // the one that listen has chosen
+        }
+        if now != decided {
             socket::stop(&held.fd);
             return Performed::Mismatch;
         }

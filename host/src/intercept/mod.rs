@@ -136,10 +136,20 @@ pub fn intercept(
             let message = network::copy_message(view, own, caller, &held, args[1], args[2] as i32)?;
             sending(wanted, held, message)
         }
-        Call::Sendmmsg => Intercepted::Messages(held()?, args[1], args[2].min(network::PARTS_MAX), args[3] as i32),
+        Call::Sendmmsg => {
+            let count = u64::from(args[2] as u32).min(network::PARTS_MAX);
+            Intercepted::Messages(held()?, args[1], count, args[3] as i32)
+        },
         Call::Socket => {
+            const INET: u16 = libc::AF_INET as u16;
+            const PACKET: u32 = 10; // SOCK_PACKET
             let kind = args[1] as u32 & !((libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u32);
-            let socket = Socket { family: args[0] as u16, kind, protocol: args[2] as u32 };
+            let family = match (args[0] as u16, kind) {
+                // `__sock_create` (net/socket.c): an old way to say AF_PACKET.
+                (INET, PACKET) => libc::AF_PACKET as u16,
+                (family, _) => family,
+            };
+            let socket = Socket { family, kind, protocol: args[2] as u32 };
             Intercepted::Event(Action::Socket(socket), Copy::Numbers)
         }
         Call::Identity(identity) => {

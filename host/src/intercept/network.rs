@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::event::{Address, Endpoint, Socket};
+use crate::event::{Address, Endpoint, File, Socket};
 use crate::intercept::caller::{Caller, IdKind};
 use crate::intercept::path::View;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
@@ -113,7 +112,7 @@ pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> 
 /// # Errors
 /// What the kernel would answer.
 pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
+    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, specific(held, bytes))) };
     let directory = view.caller_directory(caller, "cwd")?;
     let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
     let named = view.name(file.as_fd());
@@ -128,7 +127,33 @@ pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: 
 /// # Errors
 /// As [`destination`].
 pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    if held.ignores_addresses() { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
+    let ignored = i32::from(held.socket.family) == libc::AF_UNIX && held.ignores_addresses();
+    if ignored { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
+}
+
+/// A destination of no address, 0.0.0.0 or ::, with the one that the kernel would take: this machine's, but which, depends on
+/// the socket (`ip_route_output_key_hash_rcu`, net/ipv4/route.c; `tcp_v6_connect`, `udpv6_sendmsg`). It may be bound to
+/// another in the meantime, so the kernel is told.
+fn specific(held: &Held, mut bytes: Vec<u8>) -> Vec<u8> {
+    let local = || match socket::local_address(&held.fd).map(|local| decode(&held.socket, &local)) {
+        Ok(Address::Ipv4 { ip, .. }) if !ip.is_unspecified() => ip,
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    let family = bytes.first_chunk().map_or(0, |family| i32::from(u16::from_ne_bytes(*family)));
+    match (family, decode(&held.socket, &bytes)) {
+        (libc::AF_INET6, Address::Ipv4 { ip, .. }) if ip.is_unspecified() => {
+            bytes[8..24].copy_from_slice(&local().to_ipv6_mapped().octets());
+        }
+        (_, Address::Ipv4 { ip, .. }) if ip.is_unspecified() => bytes[4..8].copy_from_slice(&local().octets()),
+        (_, Address::Ipv6 { ip, .. }) if ip.is_unspecified() => {
+            let mapped = socket::local_address(&held.fd)
+                .is_ok_and(|local| matches!(decode(&held.socket, &local), Address::Ipv4 { .. }));
+            let ip = if mapped { Ipv4Addr::LOCALHOST.to_ipv6_mapped() } else { Ipv6Addr::LOCALHOST };
+            bytes[8..24].copy_from_slice(&ip.octets());
+        }
+        _ => {}
+    }
+    bytes
 }
 
 /// What an address would make the socket's own.
@@ -140,7 +165,8 @@ pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8
     let directory = view.caller_directory(caller, "cwd")?;
     let (parent, name) = as_caller(view, own, caller, || view.resolve_parent(caller, directory, path))?;
     let mut named = view.name(parent.as_fd());
-    named.path = format!("{}/{}", named.path.trim_end_matches('/'), String::from_utf8_lossy(name.as_bytes()));
+    named.path = format!("{}/{}", named.path.trim_end_matches('/'), name.to_string_lossy());
+    named.canonical &= name.to_str().is_some();
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })
 }
 
@@ -154,15 +180,19 @@ fn as_caller<T>(view: &View, own: &Own, caller: &Caller, work: impl FnOnce() -> 
 /// The address of a socket that the kernel told us.
 pub fn known(family: u16, bytes: &[u8]) -> Address {
     let socket = Socket { family, kind: 0, protocol: 0 };
-    match unix_path(&socket, bytes) {
-        Some(path) => Address::Unix { path: String::from_utf8_lossy(path).into_owned() },
-        None => decode(&socket, bytes),
+    match unix_path(&socket, bytes).map(<[u8]>::to_vec).map(String::from_utf8) {
+        Some(Ok(path)) => Address::Unix { path },
+        _ => decode(&socket, bytes),
     }
 }
 
-/// A path that is not ours must not look like one that is.
+/// A path that is not ours, or that cannot be written down as it is, must not look like one that is.
 fn trusted(named: crate::event::File) -> String {
-    if named.canonical { named.path } else { format!("(another mount){}", named.path) }
+    match named {
+        File { canonical: true, path, .. } => path,
+        File { path, .. } if path.contains(char::REPLACEMENT_CHARACTER) => format!("(not UTF-8){path}"),
+        File { path, .. } => format!("(another mount){path}"),
+    }
 }
 
 fn plain(socket: &Socket, mut bytes: Vec<u8>) -> Target {
@@ -216,8 +246,9 @@ pub fn decode(socket: &Socket, bytes: &[u8]) -> Address {
         },
         libc::AF_UNSPEC => Some(Address::Unspecified),
         libc::AF_UNIX if rest.is_empty() => Some(Address::UnixUnnamed),
+        // A name that cannot be written down as it is must not pass for another.
         libc::AF_UNIX if rest[0] == 0 => {
-            Some(Address::UnixAbstract { name: String::from_utf8_lossy(&rest[1..]).into_owned() })
+            String::from_utf8(rest[1..].to_vec()).ok().map(|name| Address::UnixAbstract { name })
         }
         libc::AF_NETLINK => match (u32_at(2), u32_at(6)) {
             (Some(pid), Some(groups)) => Some(Address::Netlink { pid, groups }),
