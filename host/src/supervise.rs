@@ -175,7 +175,7 @@ fn receive(office: &Arc<Office>) -> Result<()> {
         .stack_size(STACK)
         .spawn(move || {
             process::own_directory();
-            // See `intercept::network::destination`: paths to sockets begin here.
+            // See `process::path_to`: paths to sockets begin here.
             let at_home = nix::unistd::fchdir(ours.view.proc());
             if at_home.and_then(|()| interruption::allow()).is_err() {
                 std::process::abort();

@@ -1,7 +1,7 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
@@ -102,7 +102,6 @@ impl Desk<'_> {
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
     let call = || {
-        let _staying = target.file.is_some().then(process::staying);
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
@@ -210,7 +209,7 @@ fn take_place_of(desk: &Desk<'_>, alone: bool) -> io::Result<Mode> {
     Ok(umask(Mode::from_bits_truncate(desk.caller.status.umask)))
 }
 
-/// Threads that perform calls work in `/proc`; see `intercept::network::destination`.
+/// Threads that perform calls work in `/proc`; see [`process::path_to`].
 fn go_home(desk: &Desk<'_>) {
     if nix::unistd::fchdir(desk.view.proc()).is_err() {
         std::process::abort();
@@ -218,9 +217,9 @@ fn go_home(desk: &Desk<'_>) {
 }
 
 fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> io::Result<i64> {
-    // Threads that perform calls work in /proc; see `intercept::network::destination`.
     let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    address.extend_from_slice(format!("self/fd/{}/", parent.as_raw_fd()).as_bytes());
+    address.extend_from_slice(process::path_to(parent).as_bytes());
+    address.push(b'/');
     address.extend_from_slice(name);
     address.push(0);
     let _alone = process::leaving();
@@ -399,8 +398,6 @@ impl<'a> Sending<'a> {
         self.claim.write(&mut control);
         let inet = matches!(i32::from(self.held.socket.family), libc::AF_INET | libc::AF_INET6);
         let data = &self.part()[self.at..];
-        let by_path = self.message.target.as_ref().is_some_and(|target| target.file.is_some());
-        let _staying = by_path.then(process::staying);
         let mut work = || socket::send(&self.held.fd, data, address, &mut control, flags);
         if inet && self.message.control.is_empty() {
             return work();

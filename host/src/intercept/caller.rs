@@ -54,7 +54,15 @@ impl Caller {
         let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
-        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), in_our_user_namespace: OnceLock::new(), memory: File::from(memory) })
+        Ok(Self {
+            tid,
+            status,
+            pidfd,
+            directory,
+            root: OnceLock::new(),
+            in_our_user_namespace: OnceLock::new(),
+            memory: File::from(memory),
+        })
     }
 
     /// Copies bytes of the caller's memory, as many as are there.

@@ -139,7 +139,7 @@ pub fn intercept(
         Call::Sendmmsg => {
             let count = u64::from(args[2] as u32).min(network::PARTS_MAX);
             Intercepted::Messages(held()?, args[1], count, args[3] as i32)
-        },
+        }
         Call::Socket => {
             const INET: u16 = libc::AF_INET as u16;
             const PACKET: u32 = 10; // SOCK_PACKET

@@ -12,7 +12,7 @@ use crate::event::{Address, Endpoint, File, Socket};
 use crate::intercept::caller::{Caller, IdKind};
 use crate::intercept::path::View;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
-use crate::sys::socket;
+use crate::sys::{process, socket};
 
 /// `sizeof(struct sockaddr_storage)`: the kernel takes no longer address.
 const ADDRESS_MAX: usize = 128;
@@ -117,8 +117,9 @@ pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: 
     let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
     let named = view.name(file.as_fd());
     let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    // Threads that perform calls work in /proc: the path leads through our own descriptor, not through the caller's names.
-    bytes.extend_from_slice(format!("self/fd/{}\0", file.as_raw_fd()).as_bytes());
+    // Through our own descriptor, not through the caller's names.
+    bytes.extend_from_slice(process::path_to(&file).as_bytes());
+    bytes.push(0);
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(file) })
 }
 
