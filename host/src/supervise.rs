@@ -274,6 +274,7 @@ impl Office {
             Ok(Intercepted::PeerCredentials(held, value, length)) => {
                 Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
             }
+            Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
             Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
         }
     }

@@ -189,8 +189,8 @@ fn who_waits_for_a_busy_listener_holds_up_nobody_who_makes_a_socket() {
     let code = r#"
 busy = socket(AF_UNIX); busy.bind("busy"); busy.listen(0)
 first = socket(AF_UNIX); first.connect("busy")
-waiting = socket(AF_UNIX)
-thread = threading.Thread(target=lambda: waiting.connect("busy")); thread.start()
+waiting, place = socket(AF_UNIX), os.path.abspath("busy")
+thread = threading.Thread(target=lambda: waiting.connect(place)); thread.start()
 os.mkdir("sub"); os.chdir("sub")
 def work():
     for n in range(50):
@@ -206,4 +206,22 @@ busy.accept(); busy.accept(); thread.join()
     command.args(["/usr/bin/python3", "-c", &format!("{PRELUDE}\n{code}")]).current_dir(fixture.path(""));
     let outcome = run(&mut command);
     assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "False True True\n"), "{outcome:?}");
+}
+
+#[test]
+fn nobody_is_given_the_supervisor_for_a_peer() {
+    let code = r#"
+l = socket(AF_UNIX); l.bind("s"); l.listen()
+c = socket(AF_UNIX); c.connect("s"); a, _ = l.accept()
+PEERPIDFD = 77
+def told(end):
+    try:
+        fd = struct.unpack("i", end.getsockopt(SOL_SOCKET, PEERPIDFD, 4))[0]
+        return f"Pid:\t{os.getpid()}\n" in open(f"/proc/self/fdinfo/{fd}").read()
+    except OSError as e:
+        return e.errno == errno.ENOPROTOOPT
+one, other = socketpair()
+print(told(c), told(a), told(one))
+"#;
+    assert_eq!(answers(&governed(all()), code), "True True True\n");
 }

@@ -288,6 +288,13 @@ pub fn peer_credentials(desk: &Desk<'_>, held: &Held, value: u64, length: u64) -
     write().map_or_else(|errno| Answer::Errno(errno as i32), |()| Answer::Value(0))
 }
 
+/// `SO_PEERPIDFD` of getsockopt(2): where the kernel takes us for the peer there is no such option, as before Linux 6.5, and
+/// programs ask for the credentials. Who had the peer's process id then may be another now, which is what the option is for.
+pub fn peer_descriptor(held: &Held) -> Answer {
+    let is_ours = socket::peer_credentials(&held.fd).is_ok_and(|ids| ids[0] == std::process::id());
+    if is_ours { Answer::Errno(libc::ENOPROTOOPT) } else { Answer::Continue }
+}
+
 /// accept(2).
 ///
 /// # Errors

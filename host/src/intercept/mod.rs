@@ -60,6 +60,8 @@ pub enum Intercepted {
     /// The caller asks who its peer is, and wants that written here, and its length there: the kernel may believe that it
     /// is the supervisor.
     PeerCredentials(Held, u64, u64),
+    /// It asks for a descriptor of its peer, which might be one of the supervisor.
+    PeerDescriptor(Held),
     /// Not for plugins: the supervisor itself refuses it.
     Refused(&'static str, Errno),
 }
@@ -177,6 +179,9 @@ pub fn intercept(
             let credentials =
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
+        }
+        Call::Getsockopt if (args[1] as i32, args[2] as i32) == (libc::SOL_SOCKET, calls::SO_PEERPIDFD) => {
+            Intercepted::PeerDescriptor(held()?)
         }
         Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => {
             Intercepted::PeerCredentials(held()?, args[3], args[4])
