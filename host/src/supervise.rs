@@ -182,7 +182,7 @@ fn receive(office: &Arc<Office>) -> Result<()> {
         .stack_size(STACK)
         .spawn(move || {
             process::own_directory();
-            // See `intercept::network::destination`: paths to sockets begin here.
+            // See `process::path_to`: paths to sockets begin here.
             let at_home = nix::unistd::fchdir(ours.view.proc());
             if at_home.and_then(|()| interruption::allow()).is_err() {
                 std::process::abort();
@@ -285,6 +285,7 @@ impl Office {
             Ok(Intercepted::PeerCredentials(held, value, length)) => {
                 Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
             }
+            Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
             Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
         }
     }

@@ -17,6 +17,7 @@ mod plugins;
 mod policies;
 mod readme;
 mod review_exec;
+mod review_network;
 mod supervisor;
 mod terminal;
 mod users;

@@ -1,7 +1,7 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
@@ -67,7 +67,7 @@ pub struct Desk<'a> {
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.own.act_as(&self.caller.status.identity, 0, work)
+        self.own.act_as(&self.caller.identity(self.view), 0, work)
     }
 
     /// Makes a call that may wait. `limit`: the socket's option that says how long.
@@ -102,7 +102,6 @@ impl Desk<'_> {
 pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     let rights_matter = !matches!(target.address, Address::Ipv4 { .. } | Address::Ipv6 { .. } | Address::Unspecified);
     let call = || {
-        let _staying = target.file.is_some().then(process::staying);
         let work = || socket::connect(&held.fd, &target.bytes);
         if rights_matter { desk.as_caller(work) } else { work() }
     };
@@ -139,10 +138,7 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if let Some(parent) = &target.file {
         return bind_to_path(desk, held, target, parent);
     }
-    let unprivileged = matches!(target.address,
-        Address::Ipv4 { port, .. } | Address::Ipv6 { port, .. } if port == 0 || port >= 1024);
-    let work = || socket::bind(&held.fd, &target.bytes);
-    if unprivileged { work() } else { desk.as_caller(work) }.into()
+    desk.as_caller(|| socket::bind(&held.fd, &target.bytes)).into()
 }
 
 /// A path is what getsockname(2) will tell, so it must be the caller's own; it is looked up again, from the caller's
@@ -151,7 +147,8 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
 fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd) -> Performed {
     let path: Vec<u8> = target.bytes[2..].iter().copied().take_while(|byte| *byte != 0).collect();
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    if fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+    // As the caller, for who may not search a directory must not learn from us what it has.
+    if desk.as_caller(|| Ok(fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)).is_ok() {
         return Performed::Answer(Answer::Errno(libc::EADDRINUSE));
     }
     let result = std::thread::scope(|scope| {
@@ -212,7 +209,7 @@ fn take_place_of(desk: &Desk<'_>, alone: bool) -> io::Result<Mode> {
     Ok(umask(Mode::from_bits_truncate(desk.caller.status.umask)))
 }
 
-/// Threads that perform calls work in `/proc`; see `intercept::network::destination`.
+/// Threads that perform calls work in `/proc`; see [`process::path_to`].
 fn go_home(desk: &Desk<'_>) {
     if nix::unistd::fchdir(desk.view.proc()).is_err() {
         std::process::abort();
@@ -220,9 +217,9 @@ fn go_home(desk: &Desk<'_>) {
 }
 
 fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> io::Result<i64> {
-    // Threads that perform calls work in /proc; see `intercept::network::destination`.
     let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    address.extend_from_slice(format!("self/fd/{}/", parent.as_raw_fd()).as_bytes());
+    address.extend_from_slice(process::path_to(parent).as_bytes());
+    address.push(b'/');
     address.extend_from_slice(name);
     address.push(0);
     let _alone = process::leaving();
@@ -238,12 +235,15 @@ pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32, decided: &[u8]) -> Per
     // Who connects to an AF_UNIX socket is told who listened (`SO_PEERCRED`).
     let unix = i32::from(held.socket.family) == libc::AF_UNIX;
     let result = if unix { desk.as_caller(work) } else { work() };
-    // An association that was dissolved meanwhile takes a port with it that the kernel had chosen, and listen chooses another.
-    let port = |address: &[u8]| address.get(2..4).map(<[u8]>::to_vec);
-    let had_port = port(decided).is_some_and(|number| number != [0, 0]);
-    if !unix && result.is_ok() && had_port {
-        let now = socket::local_address(&held.fd).unwrap_or_default();
-        if port(&now) != port(decided) {
+    // An association that was dissolved meanwhile takes an address and a port with it that the kernel had chosen, and listen
+    // chooses others; the same port, if `IP_LOCAL_PORT_RANGE` leaves no other.
+    if !unix && result.is_ok() {
+        let mut now = socket::local_address(&held.fd).unwrap_or_default();
+        let had_none = decided.get(2..4) == Some(&[0, 0]);
+        if let Some(port) = now.get_mut(2..4).filter(|_| had_none) {
+            port.fill(0); // the one that listen has chosen
+        }
+        if now != decided {
             socket::stop(&held.fd);
             return Performed::Mismatch;
         }
@@ -286,6 +286,13 @@ pub fn peer_credentials(desk: &Desk<'_>, held: &Held, value: u64, length: u64) -
         desk.caller.write(length, &(count as u32).to_ne_bytes())
     };
     write().map_or_else(|errno| Answer::Errno(errno as i32), |()| Answer::Value(0))
+}
+
+/// `SO_PEERPIDFD` of getsockopt(2): where the kernel takes us for the peer there is no such option, as before Linux 6.5, and
+/// programs ask for the credentials. Who had the peer's process id then may be another now, which is what the option is for.
+pub fn peer_descriptor(held: &Held) -> Answer {
+    let is_ours = socket::peer_credentials(&held.fd).is_ok_and(|ids| ids[0] == std::process::id());
+    if is_ours { Answer::Errno(libc::ENOPROTOOPT) } else { Answer::Continue }
 }
 
 /// accept(2).
@@ -398,13 +405,11 @@ impl<'a> Sending<'a> {
         self.claim.write(&mut control);
         let inet = matches!(i32::from(self.held.socket.family), libc::AF_INET | libc::AF_INET6);
         let data = &self.part()[self.at..];
-        let by_path = self.message.target.as_ref().is_some_and(|target| target.file.is_some());
-        let _staying = by_path.then(process::staying);
         let mut work = || socket::send(&self.held.fd, data, address, &mut control, flags);
         if inet && self.message.control.is_empty() {
             return work();
         }
-        self.desk.own.act_as(&self.desk.caller.status.identity, self.claim.takes, work)
+        self.desk.own.act_as(&self.desk.caller.identity(self.desk.view), self.claim.takes, work)
     }
 
     /// Counts what was sent. Whether there is more to be sent, and it makes sense to go on.

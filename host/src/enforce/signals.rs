@@ -35,7 +35,7 @@ pub fn to_everybody(view: &View, caller: &Caller, signal: i32, ours: impl Fn(u32
                 continue;
             }
             let Some((process, status)) = open(view, pid) else { continue };
-            if !allowed(caller, &status, signal) {
+            if !allowed(view, caller, &status, signal) {
                 result = Errno::EPERM;
                 continue;
             }
@@ -83,7 +83,7 @@ pub fn by_descriptor(
     if pid_of(caller, fd).and_then(|now| u32::try_from(now).ok()) != Some(pid) {
         return errno(libc::ESRCH);
     }
-    if !allowed(caller, &status, signal) {
+    if !allowed(view, caller, &status, signal) {
         return errno(libc::EPERM);
     }
     if info != 0 && status.pid != caller.status.pid {
@@ -128,13 +128,16 @@ fn open(view: &View, pid: u32) -> Option<(OwnedFd, Status)> {
     pidfd::signal(process.as_fd(), 0).is_ok().then_some((process, status))
 }
 
-fn allowed(caller: &Caller, target: &Status, signal: i32) -> bool {
+fn allowed(view: &View, caller: &Caller, target: &Status, signal: i32) -> bool {
     const CAP_KILL: u64 = 1 << 5;
     let (real, effective) = (caller.status.real_uid, caller.status.identity.uid);
     let theirs = [target.uids.first(), target.uids.get(2)];
     let same_user = theirs.into_iter().flatten().any(|uid| *uid == real || *uid == effective);
-    let capable = caller.status.identity.capabilities & CAP_KILL != 0;
-    same_user || target.pid == caller.status.pid || capable || (signal == libc::SIGCONT && same_session(caller, target))
+    let capable = || caller.identity(view).capabilities & CAP_KILL != 0;
+    same_user
+        || target.pid == caller.status.pid
+        || capable()
+        || (signal == libc::SIGCONT && same_session(caller, target))
 }
 
 fn same_session(caller: &Caller, target: &Status) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,6 +38,7 @@ pub struct Caller {
     pub pidfd: OwnedFd,
     directory: OwnedFd,
     root: OnceLock<OwnedFd>,
+    in_our_user_namespace: OnceLock<bool>,
     memory: File,
 }
 
@@ -49,14 +51,18 @@ impl Caller {
         let name = tid.to_string();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(view.proc(), name.as_str(), flags, Mode::empty())?;
-        let mut status = Status::read(directory.as_fd())?;
-        // Those of another user namespace are worth nothing in ours, where we act for the caller (user_namespaces(7)).
-        if status.identity.capabilities != 0 && !view.shares_user_namespace(directory.as_fd())? {
-            status.identity.capabilities = 0;
-        }
+        let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
-        Ok(Self { tid, status, pidfd, directory, root: OnceLock::new(), memory: File::from(memory) })
+        Ok(Self {
+            tid,
+            status,
+            pidfd,
+            directory,
+            root: OnceLock::new(),
+            in_our_user_namespace: OnceLock::new(),
+            memory: File::from(memory),
+        })
     }
 
     /// Copies bytes of the caller's memory, as many as are there.
@@ -143,7 +149,7 @@ impl Caller {
     /// # Errors
     /// `EINVAL`: an id that its own namespace does not know, as the kernel would answer. Anything else: we can't tell.
     pub fn known_to_us(&self, view: &View, kind: IdKind, ids: &[u32]) -> Result<Vec<u32>, Errno> {
-        if view.shares_user_namespace(self.directory.as_fd()).map_err(|_| Errno::EPERM)? {
+        if self.in_our_user_namespace(view)? {
             return Ok(ids.to_vec());
         }
         let name = match kind {
@@ -166,6 +172,29 @@ impl Caller {
                 found.map(|[inner, ours, _]| ours.saturating_add(id - inner)).ok_or(Errno::EINVAL)
             })
             .collect()
+    }
+
+    fn in_our_user_namespace(&self, view: &View) -> Result<bool, Errno> {
+        if let Some(known) = self.in_our_user_namespace.get() {
+            return Ok(*known);
+        }
+        let same = match (readlinkat(&self.directory, "ns/user"), view.user_namespace()) {
+            (Ok(theirs), Some(ours)) => theirs == *ours,
+            // A kernel without user namespaces has no such link.
+            (Err(Errno::ENOENT), None) => true,
+            _ => return Err(Errno::EPERM),
+        };
+        Ok(*self.in_our_user_namespace.get_or_init(|| same))
+    }
+
+    /// Who it is to permission checks in our user namespace. Whoever makes a user namespace has all capabilities, but in
+    /// there (user_namespaces(7)): here they are worth nothing.
+    pub fn identity(&self, view: &View) -> Cow<'_, Identity> {
+        let identity = &self.status.identity;
+        if identity.capabilities == 0 || self.in_our_user_namespace(view).unwrap_or(false) {
+            return Cow::Borrowed(identity);
+        }
+        Cow::Owned(Identity { capabilities: 0, ..identity.clone() })
     }
 
     /// `/proc/TID`.

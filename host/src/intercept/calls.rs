@@ -123,6 +123,9 @@ const IPPROTO_IP: u64 = libc::IPPROTO_IP as u64;
 const IPPROTO_IPV6: u64 = libc::IPPROTO_IPV6 as u64;
 const IPPROTO_SCTP: u64 = 132;
 
+/// A descriptor of the peer's process (Linux 6.5; asm-generic/socket.h).
+pub const SO_PEERPIDFD: i32 = 77;
+
 const fn row(number: i64, call: Call, wanted_by: &'static [EventKind], when: When) -> Row {
     Row { number, call, wanted_by, when }
 }
@@ -175,6 +178,7 @@ const GOVERNED: &[Row] = &[
     row(libc::SYS_setsockopt, Call::Bypass("setsockopt"), NETWORK, When::Option(IPPROTO_IPV6, 32)),
     // Whoever connects or listens through us would be taken for us.
     row(libc::SYS_getsockopt, Call::Getsockopt, PEERS, When::Both((1, libc::SOL_SOCKET as u64), (2, libc::SO_PEERCRED as u64))),
+    row(libc::SYS_getsockopt, Call::Getsockopt, PEERS, When::Both((1, libc::SOL_SOCKET as u64), (2, SO_PEERPIDFD as u64))),
 ];
 
 /// What could end or stop the supervisor, or make it do something.

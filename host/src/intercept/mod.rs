@@ -60,6 +60,8 @@ pub enum Intercepted {
     /// The caller asks who its peer is, and wants that written here, and its length there: the kernel may believe that it
     /// is the supervisor.
     PeerCredentials(Held, u64, u64),
+    /// It asks for a descriptor of its peer, which might be one of the supervisor.
+    PeerDescriptor(Held),
     /// Not for plugins: the supervisor itself refuses it.
     Refused(&'static str, Errno),
 }
@@ -136,10 +138,20 @@ pub fn intercept(
             let message = network::copy_message(view, own, caller, &held, args[1], args[2] as i32)?;
             sending(wanted, held, message)
         }
-        Call::Sendmmsg => Intercepted::Messages(held()?, args[1], args[2].min(network::PARTS_MAX), args[3] as i32),
+        Call::Sendmmsg => {
+            let count = u64::from(args[2] as u32).min(network::PARTS_MAX);
+            Intercepted::Messages(held()?, args[1], count, args[3] as i32)
+        }
         Call::Socket => {
+            const INET: u16 = libc::AF_INET as u16;
+            const PACKET: u32 = 10; // SOCK_PACKET
             let kind = args[1] as u32 & !((libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u32);
-            let socket = Socket { family: args[0] as u16, kind, protocol: args[2] as u32 };
+            let family = match (args[0] as u16, kind) {
+                // `__sock_create` (net/socket.c): an old way to say AF_PACKET.
+                (INET, PACKET) => libc::AF_PACKET as u16,
+                (family, _) => family,
+            };
+            let socket = Socket { family, kind, protocol: args[2] as u32 };
             Intercepted::Event(Action::Socket(socket), Copy::Numbers)
         }
         Call::Identity(identity) => {
@@ -167,6 +179,9 @@ pub fn intercept(
             let credentials =
                 Credentials { call: "setgroups".into(), groups: Some(groups.clone()), ..Credentials::default() };
             Intercepted::Event(Action::Credentials(credentials), Copy::Groups(groups))
+        }
+        Call::Getsockopt if (args[1] as i32, args[2] as i32) == (libc::SOL_SOCKET, calls::SO_PEERPIDFD) => {
+            Intercepted::PeerDescriptor(held()?)
         }
         Call::Getsockopt if args[1] as i32 == libc::SOL_SOCKET => {
             Intercepted::PeerCredentials(held()?, args[3], args[4])

@@ -3,17 +3,16 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::event::{Address, Endpoint, Socket};
+use crate::event::{Address, Endpoint, File, Socket};
 use crate::intercept::caller::{Caller, IdKind};
 use crate::intercept::path::View;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Own};
-use crate::sys::socket;
+use crate::sys::{process, socket};
 
 /// `sizeof(struct sockaddr_storage)`: the kernel takes no longer address.
 const ADDRESS_MAX: usize = 128;
@@ -113,13 +112,14 @@ pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> 
 /// # Errors
 /// What the kernel would answer.
 pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
+    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, specific(held, bytes))) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let file = as_caller(own, caller, || view.resolve(caller, directory, path, true))?;
+    let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
     let named = view.name(file.as_fd());
     let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    // Threads that perform calls work in /proc: the path leads through our own descriptor, not through the caller's names.
-    bytes.extend_from_slice(format!("self/fd/{}\0", file.as_raw_fd()).as_bytes());
+    // Through our own descriptor, not through the caller's names.
+    bytes.extend_from_slice(process::path_to(&file).as_bytes());
+    bytes.push(0);
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(file) })
 }
 
@@ -128,7 +128,33 @@ pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: 
 /// # Errors
 /// As [`destination`].
 pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    if held.ignores_addresses() { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
+    let ignored = i32::from(held.socket.family) == libc::AF_UNIX && held.ignores_addresses();
+    if ignored { Ok(plain(&held.socket, bytes)) } else { destination(view, own, caller, held, bytes) }
+}
+
+/// A destination of no address, 0.0.0.0 or ::, with the one that the kernel would take: this machine's, but which, depends on
+/// the socket (`ip_route_output_key_hash_rcu`, net/ipv4/route.c; `tcp_v6_connect`, `udpv6_sendmsg`). It may be bound to
+/// another in the meantime, so the kernel is told.
+fn specific(held: &Held, mut bytes: Vec<u8>) -> Vec<u8> {
+    let local = || match socket::local_address(&held.fd).map(|local| decode(&held.socket, &local)) {
+        Ok(Address::Ipv4 { ip, .. }) if !ip.is_unspecified() => ip,
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    let family = bytes.first_chunk().map_or(0, |family| i32::from(u16::from_ne_bytes(*family)));
+    match (family, decode(&held.socket, &bytes)) {
+        (libc::AF_INET6, Address::Ipv4 { ip, .. }) if ip.is_unspecified() => {
+            bytes[8..24].copy_from_slice(&local().to_ipv6_mapped().octets());
+        }
+        (_, Address::Ipv4 { ip, .. }) if ip.is_unspecified() => bytes[4..8].copy_from_slice(&local().octets()),
+        (_, Address::Ipv6 { ip, .. }) if ip.is_unspecified() => {
+            let mapped = socket::local_address(&held.fd)
+                .is_ok_and(|local| matches!(decode(&held.socket, &local), Address::Ipv4 { .. }));
+            let ip = if mapped { Ipv4Addr::LOCALHOST.to_ipv6_mapped() } else { Ipv6Addr::LOCALHOST };
+            bytes[8..24].copy_from_slice(&ip.octets());
+        }
+        _ => {}
+    }
+    bytes
 }
 
 /// What an address would make the socket's own.
@@ -138,31 +164,36 @@ pub fn receiver(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec
 pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
-    let (parent, name) = as_caller(own, caller, || view.resolve_parent(caller, directory, path))?;
+    let (parent, name) = as_caller(view, own, caller, || view.resolve_parent(caller, directory, path))?;
     let mut named = view.name(parent.as_fd());
-    named.path = format!("{}/{}", named.path.trim_end_matches('/'), String::from_utf8_lossy(name.as_bytes()));
+    named.path = format!("{}/{}", named.path.trim_end_matches('/'), name.to_string_lossy());
+    named.canonical &= name.to_str().is_some();
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })
 }
 
 /// Looks something up with the caller's rights: it must not reach through us what it may not search itself.
 /// `CAP_SYS_PTRACE` lets us read `/proc/PID/root` of a caller that is not dumpable, and nothing else here.
-fn as_caller<T>(own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    own.act_as(&caller.status.identity, CAP_SYS_PTRACE, || work().map_err(Into::into))
+fn as_caller<T>(view: &View, own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    own.act_as(&caller.identity(view), CAP_SYS_PTRACE, || work().map_err(Into::into))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EACCES)))
 }
 
 /// The address of a socket that the kernel told us.
 pub fn known(family: u16, bytes: &[u8]) -> Address {
     let socket = Socket { family, kind: 0, protocol: 0 };
-    match unix_path(&socket, bytes) {
-        Some(path) => Address::Unix { path: String::from_utf8_lossy(path).into_owned() },
-        None => decode(&socket, bytes),
+    match unix_path(&socket, bytes).map(<[u8]>::to_vec).map(String::from_utf8) {
+        Some(Ok(path)) => Address::Unix { path },
+        _ => decode(&socket, bytes),
     }
 }
 
-/// A path that is not ours must not look like one that is.
+/// A path that is not ours, or that cannot be written down as it is, must not look like one that is.
 fn trusted(named: crate::event::File) -> String {
-    if named.canonical { named.path } else { format!("(another mount){}", named.path) }
+    match named {
+        File { canonical: true, path, .. } => path,
+        File { path, .. } if path.contains(char::REPLACEMENT_CHARACTER) => format!("(not UTF-8){path}"),
+        File { path, .. } => format!("(another mount){path}"),
+    }
 }
 
 fn plain(socket: &Socket, mut bytes: Vec<u8>) -> Target {
@@ -216,8 +247,9 @@ pub fn decode(socket: &Socket, bytes: &[u8]) -> Address {
         },
         libc::AF_UNSPEC => Some(Address::Unspecified),
         libc::AF_UNIX if rest.is_empty() => Some(Address::UnixUnnamed),
+        // A name that cannot be written down as it is must not pass for another.
         libc::AF_UNIX if rest[0] == 0 => {
-            Some(Address::UnixAbstract { name: String::from_utf8_lossy(&rest[1..]).into_owned() })
+            String::from_utf8(rest[1..].to_vec()).ok().map(|name| Address::UnixAbstract { name })
         }
         libc::AF_NETLINK => match (u32_at(2), u32_at(6)) {
             (Some(pid), Some(groups)) => Some(Address::Netlink { pid, groups }),
@@ -487,10 +519,13 @@ fn claim(view: &View, caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> 
     let [uid] = caller.known_to_us(view, IdKind::User, &[uid])?[..] else { return Err(Errno::EINVAL) };
     let [gid] = caller.known_to_us(view, IdKind::Group, &[gid])?[..] else { return Err(Errno::EINVAL) };
     let status = &caller.status;
+    // It may name whom it could become, in its own user namespace.
     let has = |capability| status.identity.capabilities & capability != 0;
-    // A process knows itself by the number that it has in its own pid namespace.
+    // A process knows itself by the number that it has in its own pid namespace; which number another has in ours, we
+    // don't know.
     let is_itself = pid == status.inner_pid;
-    let may = (is_itself || has(CAP_SYS_ADMIN))
+    let may_name = || caller.identity(view).capabilities & CAP_SYS_ADMIN != 0 && status.inner_pid == status.pid;
+    let may = (is_itself || may_name())
         && (status.uids.iter().take(3).any(|own| *own == uid) || has(CAP_SETUID))
         && (status.gids.iter().take(3).any(|own| *own == gid) || has(CAP_SETGID));
     if may { Ok([if is_itself { status.pid } else { pid }, uid, gid]) } else { Err(Errno::EPERM) }

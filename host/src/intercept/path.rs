@@ -29,8 +29,8 @@ pub struct View {
     prefix: PathBuf,
     /// Who we are.
     own: Identity,
-    /// Our user namespace; a kernel without them has no such link.
-    user_namespace: nix::Result<OsString>,
+    /// Our user namespace, as its link in `/proc` tells it; `None` if the kernel has none.
+    user_namespace: Option<OsString>,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -52,7 +52,10 @@ impl View {
         let proc_device = fstat(&proc)?.st_dev;
         let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
         let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
-        let user_namespace = readlinkat(&proc, "self/ns/user");
+        let user_namespace = match readlinkat(&proc, "self/ns/user") {
+            Err(Errno::ENOENT) => None,
+            link => Some(link?),
+        };
         let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own, user_namespace };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
@@ -68,15 +71,9 @@ impl View {
         &self.own
     }
 
-    /// Whether a process is in our user namespace.
-    ///
-    /// # Errors
-    /// It is gone, or we may not look.
-    pub fn shares_user_namespace(&self, process: BorrowedFd<'_>) -> nix::Result<bool> {
-        match readlinkat(process, "ns/user") {
-            Err(Errno::ENOENT) if self.user_namespace == Err(Errno::ENOENT) => Ok(true),
-            theirs => Ok(theirs? == self.user_namespace.clone()?),
-        }
+    /// Our user namespace; `None` if the kernel has none.
+    pub fn user_namespace(&self) -> Option<&OsString> {
+        self.user_namespace.as_ref()
     }
 
     /// What a file is called, and which it is.
@@ -163,10 +160,10 @@ impl View {
     fn lesser_rights(&self, caller: &Caller) -> Option<Identity> {
         /// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` (capabilities(7)).
         const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
-        let theirs = &caller.status.identity;
+        let theirs = caller.identity(self);
         let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
         let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | theirs.capabilities);
-        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.clone() })
+        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.into_owned() })
     }
 
     /// The same as [`Self::walk`] where the path meets nothing that means something else to us than to the caller: an

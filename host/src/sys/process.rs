@@ -3,10 +3,10 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -488,26 +488,27 @@ pub fn children() -> Vec<Pid> {
     (2..PID_MAX_LIMIT).filter(is_child).map(Pid::from_raw).collect()
 }
 
-/// Threads that could not get a working directory and a umask of their own, and take turns with the one that all share.
 static SHARED_DIRECTORY: AtomicBool = AtomicBool::new(false);
-static TURN: RwLock<()> = RwLock::new(());
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Gives the calling thread a working directory and a umask of its own. Where that is forbidden, as by Docker's seccomp
-/// profile, [`staying`] and [`leaving`] keep threads out of each other's way.
+/// profile, [`leaving`] keeps threads out of each other's way.
 pub fn own_directory() {
     if nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_err() {
         SHARED_DIRECTORY.store(true, Relaxed);
     }
 }
 
-/// While it is held, the working directory stays what it is.
-pub fn staying() -> Option<RwLockReadGuard<'static, ()>> {
-    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner))
+/// While it is held, the calling thread may change working directory and umask; it has to change them back.
+pub fn leaving() -> Option<MutexGuard<'static, ()>> {
+    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// While it is held, the calling thread may change working directory and umask; it has to change them back.
-pub fn leaving() -> Option<RwLockWriteGuard<'static, ()>> {
-    SHARED_DIRECTORY.load(Relaxed).then(|| TURN.write().unwrap_or_else(PoisonError::into_inner))
+/// A path by which the calling thread, which works in `/proc`, reaches one of our descriptors. A thread whose directory is
+/// not its own cannot rely on that, and needs no guard against mounts over `/proc`: who may not unshare may not mount.
+pub fn path_to(descriptor: &OwnedFd) -> String {
+    let proc = if SHARED_DIRECTORY.load(Relaxed) { "/proc/" } else { "" };
+    format!("{proc}self/fd/{}", descriptor.as_raw_fd())
 }
 
 /// A procfs of our own that is mounted nowhere, for a root directory without `/proc` (fsopen(2), Linux 5.2).
@@ -520,7 +521,7 @@ pub fn detached_proc() -> io::Result<OwnedFd> {
     // SAFETY: system calls on a constant string and on numbers; the descriptors are new and ours.
     unsafe {
         let context = adopt(check(libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), 1))?);
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&context);
+        let fd = context.as_raw_fd();
         check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, 0_usize, 0_usize, 0))?;
         Ok(adopt(check(libc::syscall(libc::SYS_fsmount, fd, 1, 0))?))
     }

@@ -152,6 +152,7 @@ const AF_NETLINK: u16 = 16;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 const SOCK_RAW: u32 = 3;
+const SOCK_SEQPACKET: u32 = 5;
 const NETLINK_ROUTE: u32 = 0;
 /// socket(2), address_families(7).
 const FAMILIES: &[(&str, u16)] = &[
@@ -277,12 +278,7 @@ impl Network {
         if socket.family == AF_UNIX || is_ordinary(socket) || self.without_rule(socket) {
             return Verdict::allow("network.family");
         }
-        let needs = match socket.protocol {
-            132 => Some(Protocol::Sctp),
-            136 => Some(Protocol::Udplite),
-            1 | 58 if socket.kind == SOCK_DGRAM => Some(Protocol::Icmp),
-            _ => None,
-        };
+        let needs = protocol_of(socket);
         let is_ip = matches!(socket.family, AF_INET | AF_INET6);
         let named = |rule: &Rule| matches!(rule.matches, Matches::Ip { protocol, .. } if protocol.is_some() && protocol == needs);
         if is_ip && needs.is_some() && self.outbound.iter().chain(&self.inbound).any(named) {
@@ -409,7 +405,7 @@ fn protocol_of(socket: &Socket) -> Option<Protocol> {
         (SOCK_DGRAM, 0 | 17) => Some(Protocol::Udp),
         (SOCK_DGRAM, 136) => Some(Protocol::Udplite),
         (SOCK_DGRAM, 1 | 58) => Some(Protocol::Icmp),
-        (_, 132) => Some(Protocol::Sctp),
+        (SOCK_STREAM | SOCK_SEQPACKET, 132) => Some(Protocol::Sctp),
         _ => None,
     }
 }
