@@ -484,7 +484,7 @@ impl Office {
             Performed::Answer(answer) => Some(answer),
             Performed::Gone => None,
             Performed::Interrupted { restartable } => {
-                let _ = waiting::interrupt(&self.listener, id, caller, restartable);
+                let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
                 None
             }
             Performed::Mismatch => {

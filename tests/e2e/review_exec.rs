@@ -75,3 +75,22 @@ for what in (bind, connect, claim):
     assert_eq!(bare.stdout, "Permission denied\nPermission denied\nInvalid argument\n", "{bare:?}");
     assert_eq!(confined.stdout, bare.stdout, "{confined:?}");
 }
+
+/// Where the supervisor ends a call for a signal it holds the command for a moment. If that is killed just then, its status
+/// still has to reach those who wait for it.
+#[test]
+fn a_command_that_is_killed_while_a_signal_ends_its_call_ends_the_supervisor() {
+    let fixture = Fixture::allowing(&[]);
+    let program = program(&fixture, "killed_waiting");
+    let records = format!("file:{}", fixture.path("records").display());
+    let policy = json!({
+        "allow_executables": [program],
+        "network": { "inbound": [{ "on": "127.0.0.1", "ports": "1-65535", "protocol": "tcp", "from": "127.0.0.1" }] },
+        "audit": { "sinks": [records] }
+    });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    for round in 0..150 {
+        let outcome = fixture.run(&[program.as_str(), &(round * 8).to_string()]);
+        assert_eq!(outcome.code(), 137, "{outcome:?}");
+    }
+}

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::ptrace;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
+use crate::enforce::exec::release;
 use crate::intercept::caller::{Caller, Status};
+use crate::intercept::path::View;
 use crate::sys::interruption::{self, uninterrupted};
 use crate::sys::notify::{Answer, Listener};
 
@@ -197,7 +199,7 @@ impl Room {
 ///
 /// # Errors
 /// The caller is gone.
-pub fn interrupt(listener: &Listener, id: u64, caller: &Caller, restartable: bool) -> io::Result<()> {
+pub fn interrupt(listener: &Listener, view: &View, id: u64, caller: &Caller, restartable: bool) -> io::Result<()> {
     const ERESTARTSYS: i32 = 512; // include/linux/errno.h
     const ERESTARTNOHAND: i32 = 514;
     let code = if restartable { ERESTARTSYS } else { ERESTARTNOHAND };
@@ -209,8 +211,10 @@ pub fn interrupt(listener: &Listener, id: u64, caller: &Caller, restartable: boo
     }
     let interrupted = ptrace::interrupt(pid);
     let sent = listener.send(id, Answer::Errno(if interrupted.is_ok() { code } else { libc::EINTR }));
-    // Also if the caller has died: a tracer has to see that.
-    let _ = uninterrupted(|| waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)));
-    let _ = ptrace::detach(pid, None);
+    // Only looked at: if it has died and is our child as well, its status is for the thread that reaps.
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let flags = flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    let _ = uninterrupted(|| waitid(Id::Pid(pid), flags));
+    release(view, pid);
     sent
 }
