@@ -225,3 +225,71 @@ print(told(c), told(a), told(one))
 "#;
     assert_eq!(answers(&governed(all()), code), "True True True\n");
 }
+
+/// Listens on the address that an association has while another thread dissolves the association, so that the kernel
+/// chooses anew: any address, and by IP_LOCAL_PORT_RANGE the same port.
+const DISSOLVING: &str = r#"
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+static atomic_int rounds, fd, delay;
+static void *dissolve(void *unused) {
+    struct sockaddr none = {AF_UNSPEC};
+    for (int round = 1;; round++) {
+        while (atomic_load(&rounds) < round);
+        for (volatile int i = 0; i < atomic_load(&delay); i++);
+        connect(atomic_load(&fd), &none, sizeof none);
+    }
+}
+int main(int count, char **arguments) {
+    struct sockaddr_in to = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}}, now = {0};
+    socklen_t length = sizeof to;
+    int server = socket(AF_INET, SOCK_STREAM, 0), any = socket(AF_INET, SOCK_STREAM, 0), status = 0;
+    bind(server, (void *)&to, sizeof to);
+    listen(server, 1000);
+    getsockname(server, (void *)&to, &length);
+    bind(any, (void *)&now, sizeof now);
+    getsockname(any, (void *)&now, &length);
+    close(any);
+    unsigned range = ntohs(now.sin_port) | ntohs(now.sin_port) << 16, one = 1;
+    time_t end = time(0) + 4;
+    if (!fork()) {
+        pthread_t thread;
+        pthread_create(&thread, 0, dissolve, 0);
+        while (time(0) < end) {
+            int s = socket(AF_INET, SOCK_STREAM, 0);
+            setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, 4);
+            if (setsockopt(s, IPPROTO_IP, 51, &range, 4)) exit(77);
+            if (!connect(s, (void *)&to, sizeof to)) {
+                atomic_store(&fd, s);
+                atomic_store(&delay, rand() % 60000);
+                atomic_fetch_add(&rounds, 1);
+                if (!listen(s, 1)) {
+                    getsockname(s, (void *)&now, &length);
+                    exit(now.sin_addr.s_addr ? 0 : 2);
+                }
+                close(accept(server, 0, 0));
+            }
+            close(s);
+        }
+        exit(0);
+    }
+    wait(&status);
+    puts(WIFEXITED(status) && WEXITSTATUS(status) == 2 ? "escaped" : "held");
+}"#;
+
+#[test]
+fn listening_is_on_the_address_that_was_decided_on_whatever_is_dissolved_meanwhile() {
+    let fixture = governed(json!({ "outbound": [{ "to": "127.0.0.1" }], "inbound": [{ "on": "127.0.0.1" }] }));
+    // It begins with any address, which takes a rule for port 0 only.
+    let program = fixture.compile("dissolving", DISSOLVING, &["-w"]);
+    let outcome = fixture.run(&[program]);
+    assert_eq!(outcome.stdout, "held\n", "{outcome:?}");
+}

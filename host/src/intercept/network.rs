@@ -293,25 +293,27 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 /// A copy of a payload. A crowd of callers that wait with long ones must not take all memory: when much is held, streams
 /// are copied in smaller parts and datagrams refused.
 #[derive(Debug, Default)]
-pub struct Payload(Vec<u8>);
+pub struct Payload {
+    bytes: Vec<u8>,
+    /// What is counted for it: from before it was copied, for that may take long.
+    room: usize,
+}
 
 impl Payload {
     fn is_scarce(more: usize) -> bool {
         const HELD_MAX: usize = 128 << 20;
         HELD.load(Relaxed) + more > HELD_MAX
     }
-}
 
-impl From<Vec<u8>> for Payload {
-    fn from(bytes: Vec<u8>) -> Self {
-        HELD.fetch_add(bytes.capacity(), Relaxed);
-        Self(bytes)
+    fn with_room_for(length: usize) -> Self {
+        HELD.fetch_add(length, Relaxed);
+        Self { bytes: Vec::new(), room: length }
     }
 }
 
 impl Drop for Payload {
     fn drop(&mut self) {
-        HELD.fetch_sub(self.0.capacity(), Relaxed);
+        HELD.fetch_sub(self.room, Relaxed);
     }
 }
 
@@ -319,7 +321,7 @@ impl std::ops::Deref for Payload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -344,13 +346,15 @@ impl Rest {
     }
 
     fn take_at_most(&mut self, caller: &Caller, limit: usize) -> Result<Payload, Errno> {
-        let mut data = Vec::new();
+        let whole: u64 = self.0.iter().map(|(_, length)| length).sum();
+        let mut payload = Payload::with_room_for(whole.min(limit as u64) as usize);
+        let data = &mut payload.bytes;
         while data.len() < limit {
             let Some((base, length)) = self.0.pop_front() else { break };
             let now = length.min((limit - data.len()) as u64);
             let part = caller.copy(base, now as usize)?;
             if data.is_empty() {
-                data = part
+                *data = part
             } else {
                 data.extend(part)
             }
@@ -358,7 +362,7 @@ impl Rest {
                 self.0.push_front((base.wrapping_add(now), length - now));
             }
         }
-        Ok(data.into())
+        Ok(payload)
     }
 }
 
