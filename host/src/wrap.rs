@@ -15,6 +15,7 @@ use crate::launch::{self, Launch};
 use crate::plugin::{Engine, LoadError, builtin, kind};
 use crate::policy::{Mode, Policy, PolicyError, Source};
 use crate::supervise::Supervisor;
+use crate::sys::interruption;
 use crate::sys::seccomp::Filter;
 
 /// The policy where nobody names another.
@@ -42,6 +43,7 @@ pub struct Wrap {
 pub fn run(wrap: &Wrap) -> Result<u8> {
     let (policy, source) = Policy::load(&wrap.policy)?;
     let mode = mode(&policy, wrap.mode);
+    interruption::tell_sent_from_faults()?;
     let engine = Engine::new()?;
     let chain = load(&engine, &policy, &source)?;
     audit::withhold_descriptors(&policy.audit)?;
