@@ -225,7 +225,7 @@ fn a_shell_can_stop_and_continue_callgate_as_it_would_the_command() {
     assert!(terminal.line("echo $?").contains('7'), "{}", terminal.everything());
     // In the background, by bg and from the beginning.
     terminal.begin(
-        "$cg bash -c 'echo begun; trap \"echo went on\" CONT; while [ ! -e $0 ]; do sleep 0.02; done' /tmp/no-such",
+        "$cg bash -c 'trap \"echo went on\" CONT; echo begun; while [ ! -e $0 ]; do sleep 0.02; done' /tmp/no-such",
     );
     terminal.types("\x1a");
     terminal.shows("Stopped");

@@ -46,6 +46,7 @@ pub enum Verified {
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
+#[allow(clippy::too_many_arguments)] // each is a thing of its own
 pub fn exec(
     listener: &Listener,
     view: &View,

@@ -226,10 +226,15 @@ impl Outside {
 /// The next message; `None` if there is none yet, an error if the other end is gone.
 fn message<const LENGTH: usize>(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<[u8; LENGTH]>, Errno> {
     let mut bytes = [0; LENGTH];
-    match recv(socket.as_raw_fd(), &mut bytes, flags) {
-        Ok(length) if length == LENGTH => Ok(Some(bytes)),
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-        _ => Err(Errno::EPIPE),
+    loop {
+        return match recv(socket.as_raw_fd(), &mut bytes, flags) {
+            Ok(length) if length == LENGTH => Ok(Some(bytes)),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            // The other end went without reading all that we had sent (unix_release_sock, net/unix/af_unix.c). That is said
+            // once, and before what it has sent.
+            Err(Errno::ECONNRESET) => continue,
+            _ => Err(Errno::EPIPE),
+        };
     }
 }
 
