@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../host/fuzz/bodies.rs"]
+#[allow(unreachable_pub)]
 mod bodies;
 
 use std::time::{Duration, Instant};
