@@ -228,10 +228,11 @@ impl Tracer {
     /// Whether the tracer is the caller's parent, in the midst of the vfork(2) by which it made it.
     fn waits_in_vfork(&self, view: &View, caller: &Caller) -> bool {
         // clone(2) could have given the child another parent.
-        current_call(view, self.thread.as_raw() as u32)
-            .is_some_and(|call| call.split_whitespace().next() == Some(&libc::SYS_vfork.to_string()))
-            && read(view, &format!("{0}/task/{0}/children", self.thread))
-                .is_some_and(|children| children.split_whitespace().eq([caller.tid.to_string()]))
+        current_call(view, self.thread.as_raw() as u32).is_some_and(|call| {
+            let number = call.split_whitespace().next().and_then(|number| number.parse().ok());
+            number.is_some() && number == injection::VFORK
+        }) && read(view, &format!("{0}/task/{0}/children", self.thread))
+            .is_some_and(|children| children.split_whitespace().eq([caller.tid.to_string()]))
     }
 
     /// Code that the kernel itself has put into every process.

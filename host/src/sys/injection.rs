@@ -10,6 +10,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+/// The number of vfork(2), where it is a system call of its own.
+#[cfg(target_arch = "x86_64")]
+pub const VFORK: Option<i64> = Some(libc::SYS_vfork);
+/// The number of vfork(2), where it is a system call of its own.
+#[cfg(not(target_arch = "x86_64"))]
+pub const VFORK: Option<i64> = None;
+
 /// The calls that are made don't wait, so this is for a thread that gets no processor.
 #[cfg(target_arch = "x86_64")]
 const PATIENCE: Duration = Duration::from_secs(5);
