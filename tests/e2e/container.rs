@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{CALLGATE, Outcome, eventually, finish, repository, run};
+use crate::harness::{CALLGATE, Outcome, eventually, finish, records_among, repository, run};
 
 /// A root directory for containers, with callgate as `/callgate`.
 struct Image {
@@ -44,11 +44,6 @@ impl Image {
     }
 }
 
-/// Records that went to standard error, among what programs wrote there.
-fn records(outcome: &Outcome) -> Vec<Value> {
-    outcome.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
 const CONFIGURATIONS: &[&[&str]] = &[
     &["--profile", "podman"],
     &["--profile", "podman", "--user", "1000"],
@@ -66,7 +61,7 @@ fn an_allowlist_holds_in_every_kind_of_container() {
         assert_eq!(outcome.code(), 3, "{options:?}: {outcome:?}");
         assert!(outcome.stdout.contains("callgate\n") && outcome.stdout.ends_with("126\n"), "{options:?}: {outcome:?}");
         assert!(outcome.stderr.contains("whoami: Permission denied"), "{options:?}: {outcome:?}");
-        let records = records(&outcome);
+        let records = records_among(&outcome.stderr);
         assert_eq!(records.len(), 1, "{options:?}: {outcome:?}");
         assert_eq!(records[0]["rule"], "executables.not-listed", "{options:?}");
     }
@@ -90,7 +85,7 @@ fn network_rules_hold_or_the_command_is_not_started() {
         }
         assert!(outcome.stdout.contains("/7: Connection refused"), "{options:?}: {outcome:?}");
         assert!(outcome.stdout.contains("/8: Operation not permitted"), "{options:?}: {outcome:?}");
-        assert_eq!(records(&outcome).len(), 1, "{options:?}: {outcome:?}");
+        assert_eq!(records_among(&outcome.stderr).len(), 1, "{options:?}: {outcome:?}");
     }
 }
 
@@ -163,7 +158,7 @@ fn a_shell_in_a_browser_is_confined() {
     assert!(outcome.stdout.contains("whoami: Permission denied"), "{outcome:?}");
     let _ = crate::harness::wait(&mut server);
     let log = finish(server);
-    assert!(records(&log).iter().any(|record| record["file"]["path"] == "/usr/bin/whoami"), "{log:?}");
+    assert!(records_among(&log.stderr).iter().any(|record| record["file"]["path"] == "/usr/bin/whoami"), "{log:?}");
 }
 
 fn started(mut command: Command) -> Child {

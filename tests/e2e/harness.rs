@@ -103,6 +103,12 @@ impl Outcome {
     }
 }
 
+/// Records that went to standard error. What programs write there in pieces may stand before a record on its line.
+pub fn records_among(text: &str) -> Vec<Value> {
+    let starts = text.match_indices(r#"{"schema""#).map(|(at, _)| at);
+    starts.map(|at| serde_json::Deserializer::from_str(&text[at..]).into_iter().next().unwrap().unwrap()).collect()
+}
+
 /// Runs a command to its end, without standard input, and kills it if that takes too long.
 pub fn run(command: &mut Command) -> Outcome {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

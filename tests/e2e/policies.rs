@@ -7,9 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
-
-use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, repository, run};
+use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, records_among, repository, run};
 
 fn under(policy: &str) -> Command {
     let mut command = Command::new(CALLGATE);
@@ -17,19 +15,9 @@ fn under(policy: &str) -> Command {
     command
 }
 
-/// The records that went to standard error.
-fn records(outcome: &Outcome) -> Vec<Value> {
-    outcome
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with('{'))
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 /// The kinds of event that were denied, or would have been.
 fn denied(outcome: &Outcome) -> Vec<String> {
-    let records = records(outcome).into_iter().filter(|record| record["verdict"] == "deny");
+    let records = records_among(&outcome.stderr).into_iter().filter(|record| record["verdict"] == "deny");
     records.map(|record| record["event"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -172,7 +160,7 @@ fn learning_blocks_nothing_and_records_everything() {
     for kind in ["exec", "connect", "credentials"] {
         assert!(denied.iter().any(|denied| denied == kind), "{kind}: {outcome:?}");
     }
-    assert!(records(&outcome).iter().all(|record| record["outcome"] != "denied"), "{outcome:?}");
+    assert!(records_among(&outcome.stderr).iter().all(|record| record["outcome"] != "denied"), "{outcome:?}");
 }
 
 #[test]
@@ -188,7 +176,7 @@ fn the_locked_policy_is_not_loosened() {
         assert_eq!(outcome.stdout, "listed\n126\n", "{outcome:?}");
         assert!(outcome.stderr.contains("the policy locks it"), "{outcome:?}");
         assert!(denied(&outcome).iter().all(|kind| kind == "exec"), "{outcome:?}");
-        assert!(records(&outcome).iter().any(|record| record["outcome"] == "allowed"), "{outcome:?}");
+        assert!(records_among(&outcome.stderr).iter().any(|record| record["outcome"] == "allowed"), "{outcome:?}");
     }
 }
 
