@@ -352,11 +352,3 @@ impl Status {
         status
     }
 }
-
-/// Where a link of `/proc/TID` leads, as text.
-///
-/// # Errors
-/// It is gone, or we may not look.
-pub fn link(directory: BorrowedFd<'_>, name: &str) -> nix::Result<std::ffi::OsString> {
-    readlinkat(directory, name)
-}

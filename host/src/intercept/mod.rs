@@ -10,8 +10,6 @@ pub mod network;
 pub mod path;
 pub mod sockets;
 
-use std::os::fd::AsRawFd;
-
 use nix::errno::Errno;
 
 use crate::event::{Accept, Action, Address, Credentials, EventKinds, Socket};
@@ -210,7 +208,6 @@ pub fn sending(wanted: EventKinds, held: Held, message: Message) -> Intercepted 
 pub fn accepted(listening: &Held, connection: &Held, peer: &[u8]) -> Action {
     let family = listening.socket.family;
     let local = socket::local_address(&connection.fd).unwrap_or_default();
-    debug_assert!(connection.fd.as_raw_fd() >= 0);
     Action::Accept(Accept {
         socket: listening.socket,
         local: network::known(family, &local),
