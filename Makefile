@@ -15,7 +15,8 @@ demo:
 	$(CARGO) build --release --locked
 	@tests/demo $(CALLGATE)
 
-test: lint aarch64
+# The tests run `make demo`, as the README shows it, and are not to wait until it is built.
+test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
 
 lint:

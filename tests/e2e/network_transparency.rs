@@ -252,12 +252,12 @@ print("killed", flush=True); sys.stdin.readline()
     let supervisor = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     let supervisor = supervisor.trim().to_owned();
     let count = |what: &str| std::fs::read_dir(format!("/proc/{supervisor}/{what}")).unwrap().count();
-    eventually("all of them wait", || count("task") > 50);
-    let descriptors = count("fd");
+    // A caller that waits costs us a thread and some descriptors, which the thread opens when it gets to it.
+    eventually("all of them wait", || count("task") > 50 && count("fd") > 100);
     std::io::Write::write_all(&mut input, b"\n").unwrap();
     expect(&mut child, "killed\n");
     eventually("their threads are gone", || count("task") < 15);
-    eventually("their descriptors are gone", || count("fd") < descriptors - 100);
+    eventually("their descriptors are gone", || count("fd") < 50);
     drop(input);
     assert_eq!(finish(child).code(), 0);
 }
