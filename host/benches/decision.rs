@@ -2,30 +2,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-use callgate::decide::{Chain, Facts, FileRole};
+use callgate::decide::{Chain, KnownFacts};
 use callgate::event::{Action, Address, Endpoint, Event, Exec, File, Socket, Subject};
 use callgate::plugin::{Engine, builtin};
 use callgate::policy::{Policy, Source};
-
-struct NoFacts;
-
-impl Facts for NoFacts {
-    fn ancestors(&self) -> Vec<Subject> {
-        Vec::new()
-    }
-
-    fn digest(&self, _: FileRole) -> Result<String, String> {
-        Err("none".to_owned())
-    }
-
-    fn environment(&self, _: &str) -> Option<String> {
-        None
-    }
-}
 
 fn chain(engine: &Engine, policy: &serde_json::Value) -> Chain {
     let source = Source { path: "policy.json".into(), text: policy.to_string() };
@@ -60,7 +43,6 @@ fn connect(port: u16) -> Event {
 fn decisions(criterion: &mut Criterion) {
     let engine = Engine::new().unwrap();
     let _clock = engine.start_clock().unwrap();
-    let facts: Arc<dyn Facts> = Arc::new(NoFacts);
     let paths: Vec<String> = (0..100).map(|n| format!("/opt/tools/bin/tool-{n}")).collect();
     let globs: Vec<String> = (0..100).map(|n| format!("/opt/*/bin/tool-{n}-*")).collect();
     let rules: Vec<_> = (0..100)
@@ -70,6 +52,7 @@ fn decisions(criterion: &mut Criterion) {
     let by_glob = serde_json::json!({ "allow_executables": globs });
     let (mut listed, mut globs) = (chain(&engine, &policy), chain(&engine, &by_glob));
     let mut measure = |name: &str, chain: &mut Chain, mut event: Event| {
+        let facts = KnownFacts::default().about(&event);
         criterion.bench_function(name, |bencher| bencher.iter(|| chain.decide(&mut event, &facts)));
     };
     measure("exec, listed", &mut listed, exec("/opt/tools/bin/tool-99", 3));

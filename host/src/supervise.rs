@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use crate::audit::{Audit, Outcome, Record, Refusal};
-use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
+use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
@@ -29,7 +29,8 @@ use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
 use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
-use crate::intercept::exec::{Program, digest, environment};
+use crate::intercept::exec::Program;
+use crate::intercept::facts::{Background, LiveFacts, Names};
 use crate::intercept::network::{self, Held};
 use crate::intercept::path::View;
 use crate::intercept::sockets::Sockets;
@@ -67,6 +68,7 @@ struct Office {
     view: Arc<View>,
     wanted: EventKinds,
     chain: Mutex<Chain>,
+    background: Background,
     mode: Mode,
     audit: Audit,
     own: Own,
@@ -104,6 +106,7 @@ impl Supervision for Supervisor {
             view,
             wanted,
             chain: Mutex::new(chain),
+            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
             mode,
             audit: Audit::start(&self.audit, mode)?,
             own: Own { identity: own, withheld: self.withheld },
@@ -337,14 +340,9 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: subject.clone(), action };
-        let facts = Arc::new(LiveFacts {
-            view: Arc::clone(&self.view),
-            caller: Arc::clone(caller),
-            subject,
-            program,
-            digests: Mutex::default(),
-        });
+        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.clone(), &action, program);
+        let facts = Arc::new(facts);
+        let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
         let decision = self.chain.lock().unwrap_or_else(PoisonError::into_inner).decide(&mut event, &shared);
         (event, decision, facts)
@@ -406,7 +404,7 @@ impl Office {
         if !self.verifies {
             return Some(Answer::Continue);
         }
-        let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let digests = facts.digests();
         let result =
             verified::exec(&self.listener, &self.view, &self.turns, self.filters, id, caller, program, &digests);
         self.verified(event, decision, result)
@@ -662,33 +660,6 @@ fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Er
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// Facts about the event at hand, from the live process.
-struct LiveFacts {
-    view: Arc<View>,
-    caller: Arc<Caller>,
-    subject: Subject,
-    program: Option<Arc<Program>>,
-    digests: Mutex<Vec<(FileRole, String)>>,
-}
-
-impl Facts for LiveFacts {
-    fn ancestors(&self) -> Vec<Subject> {
-        caller::ancestors(&self.view, &self.subject)
-    }
-
-    fn digest(&self, role: FileRole) -> Result<String, String> {
-        let program = self.program.as_ref().ok_or("the event has no file")?;
-        let file = program.files.get(role).ok_or("the event has no such file")?;
-        let found = digest(&self.view, file).map_err(|error| error.to_string())?;
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
-        Ok(found)
-    }
-
-    fn environment(&self, name: &str) -> Option<String> {
-        environment(&self.caller, self.program.as_ref()?.environment, name)
-    }
 }
 
 /// The kinds of event that an `exec` brings: both, whoever asked for one.

@@ -69,7 +69,7 @@ pub use callgate_json::{Object, present};
 pub use bindings::callgate::policy::host::{FileRole, Level};
 pub use bindings::callgate::policy::types::{
     Accepted, Action, Address, ConfigError, Credentials, Denial, Endpoint, Event, EventKinds, Exec, File, Ipv4Address,
-    Ipv6Address, NetlinkAddress, OtherAddress, Socket, Subject, Verdict, VsockAddress,
+    Ipv6Address, NetlinkAddress, OtherAddress, Socket, Stream, StreamSocket, Subject, Verdict, VsockAddress,
 };
 
 /// A plugin. Methods that are not written abstain.
@@ -250,6 +250,33 @@ pub fn environment(name: &str) -> Option<String> {
         let _ = name;
         None
     }
+}
+
+/// The standard stream of this number (0, 1, 2) of the event's process; unknown outside of a host.
+pub fn standard_stream(number: u32) -> Stream {
+    #[cfg(target_arch = "wasm32")]
+    return bindings::callgate::policy::host::standard_stream(number);
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        let _ = number;
+        Stream::Unknown
+    }
+}
+
+/// The names that `/etc/hosts` has for the event's IP address; none outside of a host.
+pub fn names() -> Vec<String> {
+    #[cfg(target_arch = "wasm32")]
+    return bindings::callgate::policy::host::names();
+    #[cfg(not(target_arch = "wasm32"))]
+    Vec::new()
+}
+
+/// When the workload was started, in milliseconds since the Unix epoch; 0 outside of a host.
+pub fn started_ms() -> u64 {
+    #[cfg(target_arch = "wasm32")]
+    return bindings::callgate::policy::host::started_ms();
+    #[cfg(not(target_arch = "wasm32"))]
+    0
 }
 
 /// Says a panic's message and place before the trap that it ends in.

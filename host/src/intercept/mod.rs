@@ -6,6 +6,7 @@
 pub mod caller;
 pub mod calls;
 pub mod exec;
+pub mod facts;
 pub mod network;
 pub mod path;
 pub mod sockets;

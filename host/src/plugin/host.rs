@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bindings::callgate::policy::host::{FileRole, Host, Level, Subject};
-use super::bindings::types;
+use super::bindings::callgate::policy::host::{FileRole, Host, Level, Stream, Subject};
+use super::bindings::{self, types};
 use super::limits::Limits;
 use super::text::clean;
 use crate::decide::{self, Facts};
@@ -87,6 +87,19 @@ impl Host for State {
 
     fn environment(&mut self, name: String) -> wasmtime::Result<Option<String>> {
         Ok(self.facts()?.and_then(|facts| facts.environment(&name)))
+    }
+
+    fn standard_stream(&mut self, number: u32) -> wasmtime::Result<Stream> {
+        let found = self.facts()?.map(|facts| facts.standard_stream(number)).unwrap_or_default();
+        Ok(bindings::stream(found))
+    }
+
+    fn names(&mut self) -> wasmtime::Result<Vec<String>> {
+        Ok(self.facts()?.map(Facts::names).unwrap_or_default())
+    }
+
+    fn started_ms(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.facts()?.map(Facts::started_ms).unwrap_or_default())
     }
 }
 

@@ -397,25 +397,9 @@ impl Broken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::FileRole;
+    use crate::decide::KnownFacts;
     use crate::event::{Action, Exec, Subject};
     use crate::policy::{Policy, Source};
-
-    struct NoFacts;
-
-    impl Facts for NoFacts {
-        fn ancestors(&self) -> Vec<Subject> {
-            Vec::new()
-        }
-
-        fn digest(&self, _: FileRole) -> Result<String, String> {
-            Err("none".into())
-        }
-
-        fn environment(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
 
     #[test]
     fn a_plugin_without_an_instance_fails_until_it_gets_one() {
@@ -426,7 +410,7 @@ mod tests {
         let mut plugin = Plugin::load(&engine, &policy.plugins[0], builtin::ALLOWLIST_PRECOMPILED).unwrap();
         let action = Action::Exec(Exec::default());
         let event = Event { sequence: 1, time_ms: 0, subject: Subject::default(), action };
-        let facts: Arc<dyn Facts> = Arc::new(NoFacts);
+        let facts = KnownFacts::default().about(&event);
 
         drop(clock);
         plugin.restart();

@@ -100,6 +100,20 @@ pub fn local_address(socket: impl AsFd) -> io::Result<Vec<u8>> {
     Ok(address[..(length as usize).min(address.len())].to_vec())
 }
 
+/// getpeername(2), as bytes.
+///
+/// # Errors
+/// `ENOTCONN`, and the kernel's others.
+pub fn peer_address(socket: impl AsFd) -> io::Result<Vec<u8>> {
+    let mut address = [0_u8; 128];
+    let mut length = address.len() as libc::socklen_t;
+    // SAFETY: pointer and length describe `address`; `length` is written.
+    number(unsafe {
+        libc::getpeername(socket.as_fd().as_raw_fd(), address.as_mut_ptr().cast(), &raw mut length) as i64
+    })?;
+    Ok(address[..(length as usize).min(address.len())].to_vec())
+}
+
 /// A `SOL_SOCKET` option that is an int.
 ///
 /// # Errors
