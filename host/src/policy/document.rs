@@ -43,8 +43,8 @@ pub struct Document {
     /// Guarantees (SECURITY.md) that must hold on this machine; the command is not started without them.
     #[serde(default)]
     pub require: Vec<Guarantee>,
-    /// What SIGHUP, sent to callgate, means: that the policy is to be read again, or the same as to the command. (That a
-    /// terminal hangs up is always said to the command.)
+    /// What SIGHUP, sent to callgate, means: that the policy is to be read again, or the same as to the command. A terminal
+    /// that hangs up is the command's affair in any case.
     #[serde(default = "reload")]
     pub sighup: Sighup,
     /// For the allowlist: what may run.
