@@ -18,4 +18,5 @@ pub mod policy;
 pub mod reload;
 pub mod supervise;
 pub mod sys;
+pub mod trust;
 pub mod wrap;
