@@ -14,6 +14,7 @@ pub mod launch;
 pub mod log;
 pub mod plugin;
 pub mod policy;
+pub mod relay;
 pub mod supervise;
 pub mod sys;
 pub mod wrap;

@@ -89,7 +89,7 @@ impl View {
             gid: stat.st_gid,
             mode: stat.st_mode,
             size: stat.st_size as u64,
-            changed_ns: stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec),
+            changed_ns: changed_ns(&stat),
         };
         if outer.to_str().is_none() {
             return named; // a name that cannot be written down as it is must not pass for another
@@ -148,7 +148,7 @@ impl View {
             return Ok(found);
         }
         self.walk(caller, base, path, follow_last).or_else(|error| {
-            let Some(rights) = self.lesser_rights(caller) else { return Err(error) };
+            let Some(rights) = self.lesser_rights(caller)? else { return Err(error) };
             match credentials::run_as(&self.own, &rights, || self.walk(caller, base, path, follow_last)) {
                 Ok(as_caller) => as_caller,
                 Err(_) => Err(error),
@@ -157,13 +157,14 @@ impl View {
     }
 
     /// The caller's identity as far as it decides on paths, if it has fewer rights than we have.
-    fn lesser_rights(&self, caller: &Caller) -> Option<Identity> {
+    fn lesser_rights(&self, caller: &Caller) -> nix::Result<Option<Identity>> {
         /// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` (capabilities(7)).
         const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
-        let theirs = caller.identity(self);
+        let theirs = caller.identity(self)?;
         let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
         let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | theirs.capabilities);
-        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.into_owned() })
+        let lesser = !same || capabilities != self.own.capabilities;
+        Ok(lesser.then(|| Identity { capabilities, ..theirs.into_owned() }))
     }
 
     /// The same as [`Self::walk`] where the path meets nothing that means something else to us than to the caller: an
@@ -238,9 +239,9 @@ impl View {
                 continue;
             }
             let target = match component.as_slice() {
-                b"self" if in_proc => self.pid_in(&stat, caller).to_string().into_bytes(),
+                b"self" if in_proc => self.pid_in(&stat, caller)?.to_string().into_bytes(),
                 b"thread-self" if in_proc => {
-                    format!("{0}/task/{1}", self.pid_in(&stat, caller), self.tid_in(&stat, caller)).into_bytes()
+                    format!("{0}/task/{1}", self.pid_in(&stat, caller)?, self.tid_in(&stat, caller)?).into_bytes()
                 }
                 _ => readlinkat(&next, "")?.into_vec(),
             };
@@ -255,13 +256,18 @@ impl View {
 
     /// The caller's process id in the pid namespace that a procfs shows: ours, or else (a procfs that was mounted
     /// later) the caller's own.
-    fn pid_in(&self, proc: &FileStat, caller: &Caller) -> u32 {
-        if proc.st_dev == self.proc_device { caller.status.pid } else { caller.status.inner_pid }
+    fn pid_in(&self, proc: &FileStat, caller: &Caller) -> nix::Result<u32> {
+        Ok(if proc.st_dev == self.proc_device { caller.pid } else { caller.status()?.inner_pid })
     }
 
-    fn tid_in(&self, proc: &FileStat, caller: &Caller) -> u32 {
-        if proc.st_dev == self.proc_device { caller.tid } else { caller.status.inner_tid }
+    fn tid_in(&self, proc: &FileStat, caller: &Caller) -> nix::Result<u32> {
+        Ok(if proc.st_dev == self.proc_device { caller.tid } else { caller.status()?.inner_tid })
     }
+}
+
+/// Last change of the inode, in nanoseconds since the Unix epoch.
+pub fn changed_ns(stat: &FileStat) -> i64 {
+    stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec)
 }
 
 /// Whether two stats are of one file.
