@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -22,7 +22,9 @@ const SPARE: usize = 3;
 /// How often it is looked whether the thread whose turn it is gets on.
 const LOOK: Duration = Duration::from_millis(2);
 /// How long one may take that was found busy.
-const PATIENCE: Duration = Duration::from_micros(300);
+const PATIENCE: Duration = Duration::from_millis(1);
+/// For how many short waits others are woken to receive meanwhile, once somebody had to wait for one of them.
+const CROWD: u32 = 64;
 /// After so many looks at which nothing had been received, nobody looks until something is.
 const QUIET: u32 = 100;
 
@@ -36,6 +38,8 @@ pub struct Relay {
     received: AtomicU64,
     /// Which of them is being handled by the thread whose turn it is; 0 for none.
     busy: AtomicU64,
+    /// For how many more short waits others are woken.
+    crowd: AtomicU32,
     waiting: Mutex<Waiting>,
     vacant: Condvar,
     nobody_looks: AtomicBool,
@@ -69,6 +73,7 @@ impl Relay {
             turn: AtomicU64::new(1),
             received: AtomicU64::new(0),
             busy: AtomicU64::new(0),
+            crowd: AtomicU32::new(0),
             waiting: Mutex::new(Waiting { vacant: Some(1), ..Waiting::default() }),
             vacant: Condvar::new(),
             nobody_looks: AtomicBool::new(false),
@@ -131,6 +136,21 @@ impl Relay {
     /// Lets another receive: what the calling thread does now may take long.
     pub fn hand_over(&self) {
         self.vacate(TURN.get());
+    }
+
+    /// The same before something that takes less time than it costs another caller to wait for a thread to be woken: only
+    /// if there was such a caller lately.
+    pub fn hand_over_to_a_crowd(&self) {
+        if self.crowd.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            self.hand_over();
+        }
+    }
+
+    /// After that: `waited` tells whether somebody has had to wait, which matters only if nobody was woken.
+    pub fn look_for_a_crowd(&self, waited: impl FnOnce() -> bool) {
+        if self.is_ours() && waited() {
+            self.crowd.store(CROWD, SeqCst);
+        }
     }
 
     fn vacate(&self, turn: u64) {

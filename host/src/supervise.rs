@@ -202,8 +202,19 @@ fn work(office: &Office) {
             },
         };
         office.relay.received();
+        let is_exec = is_exec(&notification);
+        if is_exec {
+            office.relay.hand_over_to_a_crowd();
+        }
         office.handle(&notification);
+        if is_exec {
+            office.relay.look_for_a_crowd(|| office.listener.has_more());
+        }
     }
+}
+
+fn is_exec(call: &Notification) -> bool {
+    matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat)
 }
 
 impl Office {
@@ -232,8 +243,8 @@ impl Office {
         };
         let answer = self.answer_to(&caller, notification);
         // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
-        let is_exec = matches!(calls::call(notification.number), None | Some(Call::Execve | Call::Execveat));
-        if answer == Some(Answer::Continue) && (is_exec || notification.arch != seccomp::NATIVE_ARCH) {
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
+        if answer == Some(Answer::Continue) && may_be_exec {
             drop(self.callers.exec(caller.pid));
         }
         answer
@@ -252,9 +263,6 @@ impl Office {
             || matches!(call, Call::Bypass("fcntl"))
         {
             return self.guard(caller, call, notification);
-        }
-        if matches!(call, Call::Execve | Call::Execveat) {
-            self.relay.hand_over(); // files are read, and the kernel is waited for
         }
         let intercepted =
             intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);

@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
@@ -235,13 +235,14 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         openat(view.proc(), format!("{leader}/{name}").as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
     };
     let unreadable = |what: &str, error: Errno| Some(format!("its {what} could not be read: {error}"));
-    let running = match open("exe", OFlag::O_PATH) {
-        Ok(exe) => exe,
-        Err(error) => return unreadable("executable", error),
-    };
-    match (fstat(&running), fstat(program.files.executable())) {
+    let running = fstatat(view.proc(), format!("{leader}/exe").as_str(), AtFlags::empty());
+    match (running, fstat(program.files.executable())) {
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
-        _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
+        (Err(error), _) => return unreadable("executable", error),
+        _ => {
+            let name = open("exe", OFlag::O_PATH).map(|running| view.name(running.as_fd()).path);
+            return Some(format!("it began to run {}", name.unwrap_or_default()));
+        }
     }
     let mapped =
         match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {

@@ -3,6 +3,7 @@
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{Mode, fstatat};
 
 use crate::event::{File, Subject};
 use crate::intercept::path::{View, changed_ns};
@@ -37,18 +38,28 @@ pub(super) struct Thread {
     /// The memory that it had when this was opened: after an exec it has another, and this one may still be somebody
     /// else's.
     memory: Arc<fs::File>,
-    executable: Mutex<Option<Executable>>,
+    executable: Mutex<Option<Arc<Executable>>>,
 }
 
-/// What a thread was seen to run, and by what it would be noticed that it runs something else.
+/// A file that a process was seen to run, and by what it would be noticed that one runs something else.
 #[derive(Debug)]
 struct Executable {
+    seen: Seen,
+    name: String,
+}
+
+/// What can be seen of an executable without opening it: what the kernel calls it, which it is, and when it was changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
     link: OsString,
     device: u64,
     inode: u64,
     changed_ns: i64,
-    name: String,
 }
+
+/// Executables that were seen lately.
+#[derive(Debug, Default)]
+pub struct Executables(Mutex<VecDeque<Arc<Executable>>>);
 
 /// The thread behind a notification.
 #[derive(Debug)]
@@ -321,13 +332,44 @@ impl Caller {
     /// seen to run the same file by the same path.
     fn executable(&self, view: &View) -> String {
         let mut known = self.thread.executable.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.as_ref().filter(|known| self.same_memory || known.is_run_by(self.directory())) {
-            return known.name.clone();
+        if !self.same_memory || known.is_none() {
+            *known = view.executables().run_by(view, self.directory(), known.as_ref());
         }
-        let found = Executable::of(view, self.directory());
-        let name = found.as_ref().map(|found| found.name.clone()).unwrap_or_default();
-        *known = found;
-        name
+        known.as_ref().map(|known| known.name.clone()).unwrap_or_default()
+    }
+}
+
+impl Executables {
+    const MOST: usize = 64;
+
+    /// What a process runs, if that can be found out; it may be the one that is `expected`.
+    fn run_by(
+        &self,
+        view: &View,
+        directory: BorrowedFd<'_>,
+        expected: Option<&Arc<Executable>>,
+    ) -> Option<Arc<Executable>> {
+        let seen = Seen::of(directory)?;
+        if let Some(expected) = expected.filter(|expected| expected.seen == seen) {
+            return Some(Arc::clone(expected));
+        }
+        let lately = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lately().iter().find(|known| known.seen == seen) {
+            return Some(Arc::clone(known));
+        }
+        let found = Arc::new(Executable::of(view, directory)?);
+        let mut lately = lately();
+        lately.truncate(Self::MOST - 1);
+        lately.push_front(Arc::clone(&found));
+        Some(found)
+    }
+}
+
+impl Seen {
+    fn of(directory: BorrowedFd<'_>) -> Option<Self> {
+        let link = readlinkat(directory, "exe").ok()?;
+        let stat = fstatat(directory, "exe", AtFlags::empty()).ok()?;
+        Some(Self { link, device: stat.st_dev, inode: stat.st_ino, changed_ns: changed_ns(&stat) })
     }
 }
 
@@ -336,15 +378,7 @@ impl Executable {
         let file = openat(directory, "exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
         let link = view.link_of(file.as_fd()).ok()?;
         let File { path: name, device, inode, changed_ns, .. } = view.name(file.as_fd());
-        Some(Self { link, device, inode, changed_ns, name })
-    }
-
-    fn is_run_by(&self, directory: BorrowedFd<'_>) -> bool {
-        let same_file = |stat: FileStat| {
-            (self.device, self.inode, self.changed_ns) == (stat.st_dev, stat.st_ino, changed_ns(&stat))
-        };
-        readlinkat(directory, "exe").is_ok_and(|link| link == self.link)
-            && fstatat(directory, "exe", AtFlags::empty()).is_ok_and(same_file)
+        Some(Self { seen: Seen { link, device, inode, changed_ns }, name })
     }
 }
 

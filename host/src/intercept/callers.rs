@@ -74,6 +74,9 @@ impl Callers {
             self.known().forget(tid, &thread);
         }
         let caller = Caller::read(view, tid)?;
+        if matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat) {
+            return Ok(caller); // it would not be kept for long
+        }
         // Only of one that is there at the end are all descriptors its own.
         let too_many = if listener.is_valid(call.id) { self.known().keep(&caller, execs, self.most) } else { None };
         drop(too_many); // which takes system calls

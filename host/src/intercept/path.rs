@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::event::File;
-use crate::intercept::caller::{Caller, Status};
+use crate::intercept::caller::{Caller, Executables, Status};
 use crate::sys::credentials::{self, Identity};
 
 /// The supervisor's own root, mounts and `/proc`, as they were at the start.
@@ -24,6 +24,8 @@ use crate::sys::credentials::{self, Identity};
 pub struct View {
     root: OwnedFd,
     proc: OwnedFd,
+    /// Our own descriptors, by their numbers.
+    descriptors: OwnedFd,
     proc_device: u64,
     /// What the kernel calls our root from within the workload's mounts: `/`, or where we were chrooted to.
     prefix: PathBuf,
@@ -31,6 +33,7 @@ pub struct View {
     own: Identity,
     /// Our user namespace, as its link in `/proc` tells it; `None` if the kernel has none.
     user_namespace: Option<OsString>,
+    executables: Executables,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -50,13 +53,23 @@ impl View {
             return Err(Errno::ENODEV.into());
         }
         let proc_device = fstat(&proc)?.st_dev;
+        let descriptors = openat(&proc, "self/fd", HANDLE | OFlag::O_DIRECTORY, Mode::empty())?;
         let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
         let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
         let user_namespace = match readlinkat(&proc, "self/ns/user") {
             Err(Errno::ENOENT) => None,
             link => Some(link?),
         };
-        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own, user_namespace };
+        let mut view = Self {
+            root,
+            proc,
+            descriptors,
+            proc_device,
+            prefix: PathBuf::from("/"),
+            own,
+            user_namespace,
+            executables: Executables::default(),
+        };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
     }
@@ -74,6 +87,11 @@ impl View {
     /// Our user namespace; `None` if the kernel has none.
     pub fn user_namespace(&self) -> Option<&OsString> {
         self.user_namespace.as_ref()
+    }
+
+    /// Executables that processes were seen to run.
+    pub fn executables(&self) -> &Executables {
+        &self.executables
     }
 
     /// What a file is called, and which it is.
@@ -114,7 +132,7 @@ impl View {
     /// What the kernel calls an open file.
     pub fn link_of(&self, file: BorrowedFd<'_>) -> nix::Result<OsString> {
         use std::os::fd::AsRawFd;
-        readlinkat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str())
+        readlinkat(&self.descriptors, file.as_raw_fd().to_string().as_str())
     }
 
     /// Opens what an `O_PATH` descriptor stands for.
@@ -123,7 +141,8 @@ impl View {
     /// The kernel's.
     pub fn reopen(&self, file: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
         use std::os::fd::AsRawFd;
-        openat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+        let number = file.as_raw_fd().to_string();
+        openat(&self.descriptors, number.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
     }
 
     /// A directory of the caller by which it sees files: `root` or `cwd`.
