@@ -15,6 +15,7 @@ pub mod launch;
 pub mod log;
 pub mod plugin;
 pub mod policy;
+pub mod relay;
 pub mod reload;
 pub mod supervise;
 pub mod sys;

@@ -1,13 +1,13 @@
 //! The way of a notification, from the kernel and back: intercept, decide, enforce, record.
 //!
 //! Plain threads that block, each of which does everything for the notification that it has received: handing it to another
-//! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
+//! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -29,6 +29,7 @@ use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
 use crate::intercept::caller::{self, Caller};
+use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
@@ -39,6 +40,7 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
+use crate::relay::Relay;
 use crate::reload::{Candidate, Origin};
 use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
@@ -89,16 +91,12 @@ struct Office {
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
+    callers: Callers,
     guardian: Option<u32>,
-    threads: AtomicUsize,
-    idle: AtomicUsize,
+    relay: Relay,
     over: AtomicBool,
 }
 
-/// How many threads there may be: that many calls under way, and the rest waits in the kernel.
-const THREADS: usize = 4096;
-/// How many threads stay when there is nothing to do.
-const IDLE: usize = 3;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -109,44 +107,48 @@ impl Supervision for Supervisor {
         let findings = guarantees::find(&view, &listener, command)?;
         findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
+        raise_descriptor_limit();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let office = Arc::new(Office {
+        let audit = Audit::start(&self.policy.audit)?;
+        let renewal = Renewal {
+            engine: self.engine.clone(),
+            origin: self.origin.take().context("begun twice")?,
+            asked: self.asked,
+            audit: self.policy.audit.clone(),
+            sighup: Mutex::new(self.policy.sighup),
+        };
+        let room = Room::new()?;
+        let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
             wanted,
             chain: Mutex::new(chain),
             background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
             dry_run: AtomicBool::new(mode == Mode::DryRun),
-            audit: Audit::start(&self.policy.audit)?,
+            audit,
             own: Own { identity: own, withheld: self.withheld },
             findings,
             turns: Turns::default(),
-            renewal: Renewal {
-                engine: self.engine.clone(),
-                origin: self.origin.take().context("begun twice")?,
-                asked: self.asked,
-                audit: self.policy.audit.clone(),
-                sighup: Mutex::new(self.policy.sighup),
-            },
-            room: Room::new()?,
+            renewal,
+            room,
             sockets: Sockets::default(),
+            callers: Callers::new(wanted.contains(EventKind::Exec)),
             guardian,
-            threads: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
+            relay: Relay::new({
+                let office = Weak::clone(office);
+                move || office.upgrade().map_or(Ok(()), receive)
+            }),
             over: AtomicBool::new(false),
         });
         interruption::prepare()?;
-        raise_descriptor_limit();
-        let watched = Arc::clone(&office);
-        std::thread::Builder::new()
-            .name("callgate-watch".into())
-            .stack_size(STACK)
+        let (watched, relieved) = (Arc::clone(&office), Arc::clone(&office));
+        let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
+        thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
+            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
-        for _ in 0..2 {
-            receive(&office)?;
-        }
         control(&office);
         self.running = Some((office, clock));
         Ok(())
@@ -302,33 +304,21 @@ fn own_view() -> Result<View> {
 }
 
 /// Starts one more thread that receives notifications.
-fn receive(office: &Arc<Office>) -> Result<()> {
-    let ours = Arc::clone(office);
-    office.threads.fetch_add(1, SeqCst);
-    office.idle.fetch_add(1, SeqCst);
-    std::thread::Builder::new()
-        .name("callgate-call".into())
-        .stack_size(STACK)
-        .spawn(move || {
-            process::own_directory();
-            // See `process::path_to`: paths to sockets begin here.
-            let at_home = nix::unistd::fchdir(ours.view.proc());
-            if at_home.and_then(|()| interruption::allow()).is_err() {
-                std::process::abort();
-            }
-            work(&ours);
-            ours.threads.fetch_sub(1, SeqCst);
-        })
-        .inspect_err(|_| {
-            office.idle.fetch_sub(1, SeqCst);
-            office.threads.fetch_sub(1, SeqCst);
-        })
-        .context("cannot start a thread")?;
+fn receive(office: Arc<Office>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
+        process::own_directory();
+        // See `process::path_to`: paths to sockets begin here.
+        let at_home = nix::unistd::fchdir(office.view.proc());
+        if at_home.and_then(|()| interruption::allow()).is_err() {
+            std::process::abort();
+        }
+        work(&office);
+    })?;
     Ok(())
 }
 
-fn work(office: &Arc<Office>) {
-    loop {
+fn work(office: &Office) {
+    while office.relay.next() {
         let notification = match office.listener.receive() {
             Ok(notification) => notification,
             Err(error) => match error.raw_os_error() {
@@ -341,16 +331,20 @@ fn work(office: &Arc<Office>) {
                 _ => return,
             },
         };
-        if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
-            // Without another thread calls wait for this one; nothing is lost.
-            let _ = receive(office);
+        office.relay.received();
+        let is_exec = is_exec(&notification);
+        if is_exec {
+            office.relay.hand_over_to_a_crowd();
         }
         office.handle(&notification);
-        if office.idle.fetch_add(1, SeqCst) >= IDLE {
-            office.idle.fetch_sub(1, SeqCst);
-            return;
+        if is_exec {
+            office.relay.look_for_a_crowd(|| office.listener.has_more());
         }
     }
+}
+
+fn is_exec(call: &Notification) -> bool {
+    matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat)
 }
 
 impl Office {
@@ -368,7 +362,7 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
-        let caller = match Caller::read(&self.view, notification.tid) {
+        let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
@@ -377,6 +371,16 @@ impl Office {
                 return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
             }
         };
+        let answer = self.answer_to(&caller, notification);
+        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
+        if answer == Some(Answer::Continue) && may_be_exec {
+            drop(self.callers.exec(caller.pid));
+        }
+        answer
+    }
+
+    fn answer_to(&self, caller: &Arc<Caller>, notification: &Notification) -> Option<Answer> {
         if notification.arch != seccomp::NATIVE_ARCH {
             let why = "a system call through another architecture's entry";
             return Some(self.refuse(caller.subject(&self.view), notification, "foreign-abi", why, Errno::ENOSYS));
@@ -388,10 +392,10 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
             || matches!(call, Call::Bypass("fcntl"))
         {
-            return self.guard(&caller, call, notification);
+            return self.guard(caller, call, notification);
         }
         let intercepted =
-            intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
+            intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -405,17 +409,17 @@ impl Office {
                 let why = format!("{name} would get past the network rules");
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
             }
-            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(&caller, action, copy, notification),
+            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
             Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
-            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
+            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
-                self.send_messages(&caller, &held, vector, count, flags, notification)
+                self.send_messages(caller, &held, vector, count, flags, notification)
             }
             Ok(Intercepted::PeerCredentials(held, value, length)) => {
-                Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
+                Some(perform::peer_credentials(&self.desk(caller, notification.id), &held, value, length))
             }
             Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
-            Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
+            Ok(Intercepted::Accepting(held, flags)) => self.accept(caller, &held, flags, notification),
         }
     }
 
@@ -439,7 +443,7 @@ impl Office {
         self.audit.refusal(&Refusal {
             mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, &subject),
+            ancestors: caller::ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
@@ -455,7 +459,7 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, &event.subject);
+        let ancestors = caller::ancestors(&self.view, event.subject.parent);
         self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
@@ -466,7 +470,7 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.clone(), &action, program);
+        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -540,6 +544,7 @@ impl Office {
             caller,
             program,
             &digests,
+            self.callers.exec(caller.pid),
         );
         self.verified(event, decision, result)
     }
@@ -575,6 +580,7 @@ impl Office {
             view: &self.view,
             own: &self.own,
             room: &self.room,
+            relay: &self.relay,
             sockets: &self.sockets,
             id,
             caller,
@@ -620,7 +626,7 @@ impl Office {
                 None
             }
             Performed::Mismatch => {
-                let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+                let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
                 let (event, decision) = decided?;
                 self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
@@ -713,7 +719,8 @@ impl Office {
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
         // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        if caller.status.ids.len() > 1 {
+        let Ok(status) = caller.status() else { return Some(Answer::Errno(libc::EPERM)) };
+        if status.ids.len() > 1 {
             return match call {
                 Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
                 _ => Some(Answer::Continue),
@@ -725,6 +732,7 @@ impl Office {
         let target = match call {
             Call::Task("kill") if first == -1 => {
                 let ours = |pid| self.is_ours(pid);
+                self.relay.hand_over();
                 return Some(signals::to_everybody(&self.view, caller, second, ours));
             }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
