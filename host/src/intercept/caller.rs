@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use crate::event::Subject;
-use crate::intercept::path::View;
+use crate::intercept::path::{View, same_file};
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
 
@@ -36,6 +36,8 @@ pub struct Caller {
     pub status: Status,
     /// The process (or, from Linux 6.9, the very thread).
     pub pidfd: OwnedFd,
+    /// Whether `pidfd` is the thread's own: of the thread itself, or the thread leads its process.
+    exact: bool,
     directory: OwnedFd,
     root: OnceLock<OwnedFd>,
     in_our_user_namespace: OnceLock<bool>,
@@ -53,11 +55,14 @@ impl Caller {
         let directory = openat(view.proc(), name.as_str(), flags, Mode::empty())?;
         let status = Status::read(directory.as_fd())?;
         let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
+        let thread = pidfd::open(tid, Target::Thread);
+        let exact = thread.is_ok() || tid == status.pid;
+        let pidfd = thread.or_else(|_| pidfd::open(status.pid, Target::Process))?;
         Ok(Self {
             tid,
             status,
             pidfd,
+            exact,
             directory,
             root: OnceLock::new(),
             in_our_user_namespace: OnceLock::new(),
@@ -127,9 +132,28 @@ impl Caller {
     /// A copy of one of the caller's descriptors.
     ///
     /// # Errors
-    /// `EBADF`: it has no such descriptor. Anything else: we can't tell.
+    /// `EBADF`: it has no such descriptor. `EPERM`: it has, but before Linux 6.9 we come by those of the process's leader
+    /// only, which has ended, or another table. Anything else: we can't tell.
     pub fn descriptor(&self, fd: i32) -> io::Result<OwnedFd> {
-        pidfd::duplicate(self.pidfd.as_fd(), fd)
+        let found = pidfd::duplicate(self.pidfd.as_fd(), fd);
+        if self.exact {
+            return found;
+        }
+        let theirs = fstat(self.handle(fd)?)?;
+        match found {
+            Ok(ours) if same_file(&fstat(&ours)?, &theirs) => Ok(ours),
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => Err(error),
+            Ok(_) | Err(_) => {
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "network calls of threads whose leader has ended, or has other descriptors, are refused: before \
+                         Linux 6.9 their sockets are out of reach"
+                    );
+                });
+                Err(Errno::EPERM.into())
+            }
+        }
     }
 
     /// The file behind one of the caller's descriptors, as an `O_PATH` handle: needs no `pidfd_getfd`.
