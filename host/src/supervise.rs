@@ -4,6 +4,7 @@
 //! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -25,6 +26,7 @@ use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
+use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
@@ -44,7 +46,7 @@ use crate::relay::Relay;
 use crate::reload::{Candidate, Origin};
 use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
-use crate::sys::{interruption, pidfd, process, seccomp};
+use crate::sys::{interruption, pidfd, process, seccomp, socket};
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -92,11 +94,14 @@ struct Office {
     room: Room,
     sockets: Sockets,
     callers: Callers,
+    unheard: Unheard,
     guardian: Option<u32>,
     relay: Relay,
     over: AtomicBool,
 }
 
+/// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
+const NO_SOCKET: u64 = 0;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -134,6 +139,7 @@ impl Supervision for Supervisor {
             room,
             sockets: Sockets::default(),
             callers: Callers::new(wanted.contains(EventKind::Exec)),
+            unheard: Unheard::default(),
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
@@ -362,6 +368,7 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
+        let _turn = self.turn(notification);
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
@@ -421,6 +428,36 @@ impl Office {
             Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
             Ok(Intercepted::Accepting(held, flags)) => self.accept(caller, &held, flags, notification),
         }
+    }
+
+    /// Where a signal makes callers come again while their call is still being carried out: their turn, one at a time.
+    fn turn(&self, notification: &Notification) -> Option<Turn<'_>> {
+        if self.listener.keeps_callers() || notification.tid == 0 {
+            return None;
+        }
+        let turn = self.unheard.turn(&self.room, notification.tid, notification.id);
+        // What is verified waits for its caller's end of the call, with which it may be in the next already.
+        let is_verified =
+            matches!(calls::call(notification.number), Some(Call::Execve | Call::Execveat | Call::Setgroups));
+        (!is_verified).then_some(turn)
+    }
+
+    /// Carries out a call, if that has not been done already without the caller hearing of it; see [`Unheard`]. `socket`
+    /// says on what, `call` tells it from others there.
+    fn once(
+        &self,
+        caller: &Caller,
+        id: u64,
+        socket: Option<u64>,
+        call: impl Fn() -> u64,
+        work: impl FnOnce() -> Option<Answer>,
+    ) -> Option<Answer> {
+        let Some(socket) = socket.filter(|_| !self.listener.keeps_callers()) else { return work() };
+        let answer = self.unheard.recall(&self.view, caller, socket, &call).or_else(work)?;
+        if self.listener.send(id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, [(call(), answer)]);
+        }
+        None
     }
 
     /// Refuses by the supervisor's own rule, or says that it would.
@@ -595,20 +632,28 @@ impl Office {
         decided: Option<(&Event, &Decision)>,
     ) -> Option<Answer> {
         let desk = self.desk(caller, id);
-        let performed = match &copy {
-            Copy::Numbers => return Some(Answer::Continue),
-            Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
-            Copy::Groups(groups) => {
-                let result = verified::groups(&self.listener, &self.view, id, caller, groups);
-                let (event, decision) = decided?;
-                return self.verified(event, decision, result);
-            }
-            Copy::Connect(held, target) => perform::connect(&desk, held, target),
-            Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
-            Copy::Send(held, message) => perform::send(&desk, held, message),
+        let perform = || {
+            let performed = match &copy {
+                Copy::Numbers => return Some(Answer::Continue),
+                Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
+                Copy::Groups(groups) => {
+                    let result = verified::groups(&self.listener, &self.view, id, caller, groups);
+                    let (event, decision) = decided?;
+                    return self.verified(event, decision, result);
+                }
+                Copy::Connect(held, target) => perform::connect(&desk, held, target),
+                Copy::Bind(held, target) => perform::bind(&desk, held, target),
+                Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
+                Copy::Send(held, message) => perform::send(&desk, held, message),
+            };
+            self.performed(caller, performed, id, decided)
         };
-        self.performed(caller, performed, id, decided)
+        self.once(caller, id, self.cookie(copy.socket()), || copy.fingerprint(), perform)
+    }
+
+    /// What [`Self::once`] knows a socket by. Where callers are kept nobody asks.
+    fn cookie(&self, held: Option<&Held>) -> Option<u64> {
+        held.filter(|_| !self.listener.keeps_callers()).and_then(Held::cookie)
     }
 
     fn performed(
@@ -621,6 +666,7 @@ impl Office {
         match performed {
             Performed::Answer(answer) => Some(answer),
             Performed::Gone => None,
+            Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
                 None
@@ -631,6 +677,22 @@ impl Office {
                 self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
         }
+    }
+
+    /// SIGPIPE, and an answer.
+    fn broken_pipe(&self, caller: &Caller, id: u64, answer: Answer) -> Option<Answer> {
+        let raise = || pidfd::signal_thread(caller.pid, caller.tid, libc::SIGPIPE);
+        if self.listener.keeps_callers() {
+            if self.listener.is_valid(id) {
+                let _ = raise();
+            }
+            return Some(answer);
+        }
+        // Before the answer the signal would end the call, and start it again.
+        if self.listener.send(id, answer).is_ok() {
+            let _ = raise();
+        }
+        None
     }
 
     /// sendmmsg(2): each message for itself, until one fails.
@@ -644,6 +706,8 @@ impl Office {
         call: &Notification,
     ) -> Option<Answer> {
         let mut sent = 0;
+        let cookie = self.cookie(Some(held));
+        let mut unheard = Vec::new();
         let failed = loop {
             if sent == count {
                 break None;
@@ -654,6 +718,9 @@ impl Office {
                 Err(errno) => break Some(Answer::Errno(errno as i32)),
             };
             if !self.listener.is_valid(call.id) {
+                if let Some(socket) = cookie {
+                    self.unheard.keep(&self.view, caller, socket, unheard);
+                }
                 return None;
             }
             let ours = match held.fd.try_clone() {
@@ -672,8 +739,14 @@ impl Office {
                 _ => break Some(Answer::Errno(libc::EPERM)),
             };
             let Copy::Send(held, message) = &copy else { break Some(Answer::Errno(libc::EPERM)) };
-            match perform::send(&self.desk(caller, call.id), held, message) {
-                Performed::Answer(Answer::Value(length)) => {
+            let known = cookie.and_then(|socket| {
+                self.unheard.recall(&self.view, caller, socket, || copy.fingerprint()).map(Performed::Answer)
+            });
+            match known.unwrap_or_else(|| perform::send(&self.desk(caller, call.id), held, message)) {
+                Performed::Answer(answer @ Answer::Value(length)) => {
+                    if cookie.is_some() {
+                        unheard.push((copy.fingerprint(), answer));
+                    }
                     let at = at.wrapping_add(network::HEADER_SIZE);
                     if let Err(errno) = caller.write(at, &(length as u32).to_ne_bytes()) {
                         break Some(Answer::Errno(errno as i32));
@@ -681,10 +754,16 @@ impl Office {
                     sent += 1;
                 }
                 other if sent == 0 => return self.performed(caller, other, call.id, None),
+                Performed::Pipe => return self.broken_pipe(caller, call.id, Answer::Value(sent as i64)),
                 _ => break None,
             }
         };
-        Some(if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) })
+        let answer = if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) };
+        let Some(socket) = cookie else { return Some(answer) };
+        if self.listener.send(call.id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, unheard);
+        }
+        None
     }
 
     /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
@@ -692,10 +771,29 @@ impl Office {
         if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
+        let listening = self.cookie(Some(held));
+        let numbered = |number: i64| {
+            let Some(socket) = listening else { return Some(Answer::Value(number)) };
+            if self.listener.send(call.id, Answer::Value(number)).is_err() {
+                self.unheard.keep(&self.view, caller, socket, [(0, Answer::Value(number))]);
+            }
+            None
+        };
+        let recalled = listening.and_then(|socket| self.unheard.recall(&self.view, caller, socket, || 0));
+        if let Some(Answer::Value(number)) = recalled {
+            // It has the connection already, but not this time's buffer the peer.
+            let peer = caller.descriptor(number as i32).and_then(socket::peer_address);
+            let _ = tell_peer(caller, call, &peer.unwrap_or_default());
+            return numbered(number);
+        }
         loop {
-            let (connection, peer) = match perform::accept(&self.desk(caller, call.id), held) {
-                Ok(accepted) => accepted,
-                Err(performed) => return self.performed(caller, performed, call.id, None),
+            let kept = listening.and_then(|socket| self.unheard.connection(socket));
+            let (connection, peer) = match kept {
+                Some((fd, peer)) => (Held { fd, socket: held.socket }, peer),
+                None => match perform::accept(&self.desk(caller, call.id), held) {
+                    Ok(accepted) => accepted,
+                    Err(performed) => return self.performed(caller, performed, call.id, None),
+                },
             };
             let action = intercept::accepted(held, &connection, &peer);
             let (event, decision, _) = self.decide(caller, action, None);
@@ -705,13 +803,25 @@ impl Office {
             if flags & libc::SOCK_NONBLOCK != 0 {
                 let _ = nix::fcntl::fcntl(&connection.fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
             }
+            // One who has been interrupted goes on, and uses the memory for something else.
+            if let Some(socket) = listening
+                && !self.listener.is_valid(call.id)
+            {
+                self.unheard.keep_connection(socket, connection.fd, peer);
+                return None;
+            }
             if let Err(errno) = tell_peer(caller, call, &peer) {
                 return Some(Answer::Errno(errno as i32));
             }
             let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-            return match self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec) {
-                Ok(()) => None,
-                Err(error) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
+            return match (self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec), listening) {
+                (Ok(None), _) => None,
+                (Ok(Some(number)), _) => numbered(number.into()),
+                (Err(error), Some(socket)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                    self.unheard.keep_connection(socket, connection.fd, peer);
+                    None
+                }
+                (Err(error), _) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
             };
         }
     }
@@ -732,8 +842,9 @@ impl Office {
         let target = match call {
             Call::Task("kill") if first == -1 => {
                 let ours = |pid| self.is_ours(pid);
+                let work = || Some(signals::to_everybody(&self.view, caller, second, ours));
                 self.relay.hand_over();
-                return Some(signals::to_everybody(&self.view, caller, second, ours));
+                return self.once(caller, notification.id, Some(NO_SOCKET), || second as u64, work);
             }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
             Call::Task("ptrace") => second,
@@ -765,10 +876,27 @@ impl Office {
     /// is sent here, to the process that was found.
     fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
         let ours = |pid| self.is_ours(pid);
-        match signals::by_descriptor(&self.view, caller, notification.args, ours) {
-            Ok(answer) => Some(answer),
-            Err(why) => Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why)),
+        let signal = match signals::by_descriptor(&self.view, caller, notification.args, ours) {
+            Ok(Ok(signal)) => signal,
+            Ok(Err(answer)) => return Some(answer),
+            Err(why) => {
+                let subject = caller.subject(&self.view);
+                return Some(self.refuse_always(subject, notification, "supervisor-protected", why));
+            }
+        };
+        if signal.for_itself && !self.listener.keeps_callers() {
+            // Before the answer the signal would end the call, and start it again.
+            if self.listener.send(notification.id, Answer::Value(0)).is_ok() {
+                signal.send();
+            }
+            return None;
         }
+        let call = || {
+            let mut hasher = DefaultHasher::new();
+            notification.args.hash(&mut hasher);
+            hasher.finish()
+        };
+        self.once(caller, notification.id, Some(NO_SOCKET), call, || Some(signal.send()))
     }
 
     fn group(&self) -> i32 {

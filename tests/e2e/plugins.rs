@@ -231,7 +231,7 @@ fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
 }
 
 /// The plugin of `tests/plugins/hostile.wat`, with these in their places.
-fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
+pub fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
     let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();
     let wat = wat.replace("(; declarations ;)", declarations).replace("(; configure ;)", configure);
     let mut module = wat::parse_str(wat.replace("(; decide ;)", decide)).unwrap();
