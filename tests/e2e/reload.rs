@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, run};
 
 /// A workload that does what it is told: each word is a program to be run, and it says whether that went well.
-struct Workload {
+pub struct Workload {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -22,7 +22,7 @@ struct Workload {
 const OBEDIENT: &str = r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
 
 impl Workload {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self::start_line(command, OBEDIENT)
     }
 
@@ -36,7 +36,7 @@ impl Workload {
         workload
     }
 
-    fn runs(&mut self, line: &str) -> bool {
+    pub fn runs(&mut self, line: &str) -> bool {
         writeln!(self.input, "{line}").unwrap();
         let mut said = String::new();
         self.output.read_line(&mut said).unwrap();
@@ -49,7 +49,7 @@ impl Workload {
     }
 
     /// The supervisor, which is the guardian's only child.
-    fn pid(&self) -> String {
+    pub fn pid(&self) -> String {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap();
         children.trim().to_owned()
     }
@@ -58,7 +58,7 @@ impl Workload {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
     }
 
-    fn end(self) -> Outcome {
+    pub fn end(self) -> Outcome {
         drop(self.input);
         let outcome = finish(self.child);
         assert_eq!(outcome.code(), 0, "{outcome:?}");
@@ -69,7 +69,7 @@ impl Workload {
 const WITH_LS: &[&str] = &["/bin/bash", "/bin/ls"];
 const WITHOUT: &[&str] = &["/bin/bash"];
 
-fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
+pub fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
     let audit = json!({ "sinks": [format!("file:{}", fixture.path("records").display())] });
     fs::write(fixture.path(name), json!({ "allow_executables": allowed, "audit": audit }).to_string()).unwrap();
 }
@@ -177,7 +177,7 @@ fn on_a_read_only_mount_links_are_followed_as_kubernetes_makes_them() {
     symlink("1", outside.join("..data")).unwrap();
     symlink("..data/policy.json", outside.join("policy.json")).unwrap();
     let script = format!(
-        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin {CALLGATE} --policy {}/policy.json \"$@\"",
+        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin,-dac_read_search {CALLGATE} --policy {}/policy.json \"$@\"",
         outside.display(),
         inside.display(),
         inside.display()
