@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -22,11 +23,14 @@ const MOST: u64 = 256;
 /// And how much of our limit of descriptors they may take.
 const SHARE: u64 = 12;
 
+/// How many processes are remembered of which it is not known when an exec is over.
+const UNSEEN: usize = 1 << 16;
+
 /// The threads that have called lately.
 #[derive(Debug)]
 pub struct Callers {
     /// Whether an exec of any of them is seen.
-    sees_execs: bool,
+    sees_execs: AtomicBool,
     most: usize,
     known: Mutex<Known>,
 }
@@ -53,7 +57,11 @@ impl Callers {
     /// None yet. `sees_execs`: [`Self::exec`] is called for every exec that anybody makes.
     pub fn new(sees_execs: bool) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-        Self { sees_execs, most: (limit / SHARE / 3).min(MOST) as usize, known: Mutex::default() }
+        Self {
+            sees_execs: AtomicBool::new(sees_execs),
+            most: (limit / SHARE / 3).min(MOST) as usize,
+            known: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -68,7 +76,7 @@ impl Callers {
         let tid = call.tid;
         let (kept, execs) = self.known().find(tid);
         if let Some(thread) = kept {
-            if let Ok(caller) = Caller::read_again(tid, &thread, self.sees_execs) {
+            if let Ok(caller) = Caller::read_again(tid, &thread, self.sees_execs.load(SeqCst)) {
                 return Ok(caller);
             }
             self.known().forget(tid, &thread);
@@ -83,9 +91,18 @@ impl Callers {
         Ok(caller)
     }
 
+    /// Somebody of whom nothing is known is about to be let go on with an exec: from now on no memory is kept.
+    pub fn unknown_exec(&self) {
+        self.sees_execs.store(false, SeqCst);
+    }
+
     /// A thread of this process is about to be let go on with an exec. To be called before it is.
     pub fn exec(&self, pid: u32) -> UnderWay<'_> {
         let mut known = self.known();
+        if known.under_way.len() == UNSEEN {
+            self.unknown_exec(); // and what is in the map does not matter any more
+            known.under_way.clear();
+        }
         *known.under_way.entry(pid).or_default() += 1;
         UnderWay { callers: self, pid, over: false }
     }
