@@ -134,10 +134,8 @@ fn content(role: FileRole, file: &File) -> Option<String> {
 }
 
 /// An entry of the lists, for the JSON Schema.
-#[cfg(feature = "schema")]
 pub(crate) struct Entry;
 
-#[cfg(feature = "schema")]
 impl schemars::JsonSchema for Entry {
     fn inline_schema() -> bool {
         true
