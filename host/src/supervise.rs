@@ -1,13 +1,13 @@
 //! The way of a notification, from the kernel and back: intercept, decide, enforce, record.
 //!
 //! Plain threads that block, each of which does everything for the notification that it has received: handing it to another
-//! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
+//! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -18,7 +18,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record, Refusal};
+use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
+use crate::control::{Control, Request};
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
@@ -26,8 +27,9 @@ use crate::enforce::signals;
 use crate::enforce::traced::Turns;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::guarantees;
+use crate::guarantees::{self, Findings};
 use crate::intercept::caller::{self, Caller};
+use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
@@ -37,8 +39,10 @@ use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
-use crate::sys::credentials::Own;
+use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
+use crate::relay::Relay;
+use crate::reload::{Candidate, Origin};
+use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp};
 
@@ -47,18 +51,28 @@ pub struct Supervisor {
     engine: Engine,
     chain: Option<Chain>,
     mode: Mode,
-    audit: AuditSettings,
-    required: Vec<Guarantee>,
+    policy: Policy,
     withheld: u64,
+    origin: Option<Origin>,
+    /// The mode that a flag or the environment asked for, and which of them.
+    asked: Option<(Mode, &'static str)>,
     running: Option<(Arc<Office>, Clock)>,
 }
 
 impl Supervisor {
-    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
-    pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
+    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get. `origin`: where the
+    /// policy came from; `asked`: the mode that a flag or the environment asked for, and which of them.
+    pub fn new(
+        engine: Engine,
+        chain: Chain,
+        mode: Mode,
+        policy: Policy,
+        without: &[u32],
+        origin: Origin,
+        asked: Option<(Mode, &'static str)>,
+    ) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        let (audit, required) = (policy.audit.clone(), policy.require.clone());
-        Self { engine, chain: Some(chain), mode, audit, required, withheld, running: None }
+        Self { engine, chain: Some(chain), mode, policy, withheld, origin: Some(origin), asked, running: None }
     }
 }
 
@@ -69,26 +83,20 @@ struct Office {
     wanted: EventKinds,
     chain: Mutex<Chain>,
     background: Background,
-    mode: Mode,
+    dry_run: AtomicBool,
     audit: Audit,
     own: Own,
-    /// Whether an exec can be held and looked at.
-    verifies: bool,
+    findings: Findings,
     turns: Turns,
-    /// How many filters everything in the workload is under at the least.
-    filters: Option<u32>,
+    renewal: Renewal,
     room: Room,
     sockets: Sockets,
+    callers: Callers,
     guardian: Option<u32>,
-    threads: AtomicUsize,
-    idle: AtomicUsize,
+    relay: Relay,
     over: AtomicBool,
 }
 
-/// How many threads there may be: that many calls under way, and the rest waits in the kernel.
-const THREADS: usize = 4096;
-/// How many threads stay when there is nothing to do.
-const IDLE: usize = 3;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -97,42 +105,69 @@ impl Supervision for Supervisor {
         let view = Arc::new(own_view()?);
         let (wanted, mode) = (chain.subscriptions(), self.mode);
         let findings = guarantees::find(&view, &listener, command)?;
-        findings.check(&self.required, wanted, mode)?;
+        findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
+        raise_descriptor_limit();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let office = Arc::new(Office {
+        let audit = Audit::start(&self.policy.audit)?;
+        let renewal = Renewal {
+            engine: self.engine.clone(),
+            origin: self.origin.take().context("begun twice")?,
+            asked: self.asked,
+            audit: self.policy.audit.clone(),
+            sighup: Mutex::new(self.policy.sighup),
+        };
+        let room = Room::new()?;
+        let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
             wanted,
             chain: Mutex::new(chain),
             background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
-            mode,
-            audit: Audit::start(&self.audit, mode)?,
+            dry_run: AtomicBool::new(mode == Mode::DryRun),
+            audit,
             own: Own { identity: own, withheld: self.withheld },
-            verifies: findings.has(Guarantee::RaceFreeExec),
+            findings,
             turns: Turns::default(),
-            filters: findings.filters,
-            room: Room::new()?,
+            renewal,
+            room,
             sockets: Sockets::default(),
+            callers: Callers::new(wanted.contains(EventKind::Exec)),
             guardian,
-            threads: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
+            relay: Relay::new({
+                let office = Weak::clone(office);
+                move || office.upgrade().map_or(Ok(()), receive)
+            }),
             over: AtomicBool::new(false),
         });
         interruption::prepare()?;
-        raise_descriptor_limit();
-        let watched = Arc::clone(&office);
-        std::thread::Builder::new()
-            .name("callgate-watch".into())
-            .stack_size(STACK)
+        let (watched, relieved) = (Arc::clone(&office), Arc::clone(&office));
+        let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
+        thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
+            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
-        for _ in 0..2 {
-            receive(&office)?;
-        }
+        control(&office);
         self.running = Some((office, clock));
         Ok(())
+    }
+
+    fn hang_up(&mut self) -> bool {
+        let Some((office, _)) = &self.running else { return false };
+        if *office.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner) == Sighup::PassOn {
+            return false;
+        }
+        let ours = Arc::clone(office);
+        // Plugins are compiled, which may take a while, and the main thread has to look after the command.
+        let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
+            let _ = ours.renew(Request::Reload);
+        });
+        if let Err(error) = started {
+            tracing::error!("the policy is not read again, there is no thread for it: {error}");
+        }
+        true
     }
 
     fn command_ended(&mut self) {
@@ -144,8 +179,101 @@ impl Supervision for Supervisor {
     fn end(&mut self) {
         if let Some((office, _)) = &self.running {
             office.over.store(true, SeqCst);
-            office.audit.finish(Duration::from_secs(2));
+            office.audit.finish(office.mode(), Duration::from_secs(2));
         }
+    }
+}
+
+/// What another policy is made from, and what of the first one it cannot change.
+struct Renewal {
+    engine: Engine,
+    origin: Origin,
+    asked: Option<(Mode, &'static str)>,
+    audit: AuditSettings,
+    /// Of the policy in force.
+    sighup: Mutex<Sighup>,
+}
+
+/// Takes orders from outside of the workload, where it can be told who gives them.
+fn control(office: &Arc<Office>) {
+    let Some(filters) = office.findings.filters else {
+        tracing::info!("the supervisor takes no orders: this kernel (before Linux 5.9) does not count seccomp filters");
+        return;
+    };
+    let ours = Arc::clone(office);
+    let serve = move |control: Control| control.serve(&ours.view, filters, |request| ours.renew(request));
+    let started = Control::open().and_then(|control| {
+        let builder = std::thread::Builder::new().name("callgate-control".into()).stack_size(STACK);
+        Ok(builder.spawn(move || serve(control))?)
+    });
+    if let Err(error) = started {
+        tracing::warn!("the supervisor takes no orders: {error:#}");
+    }
+}
+
+impl Office {
+    /// Puts another policy into force, if all of it is well. Says what came of it.
+    fn renew(&self, request: Request) -> Result<String> {
+        let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
+        // One at a time; the lock is also what a policy in force is.
+        let mut sighup = self.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, &mut sighup, by));
+        match &renewed {
+            Ok(said) => tracing::info!("{said}"),
+            Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
+        }
+        renewed
+    }
+
+    fn candidate(&self, request: Request) -> Result<Candidate> {
+        let Renewal { engine, origin, asked, .. } = &self.renewal;
+        let (policy, source) = match request {
+            Request::Reload => {
+                let workload = Identity {
+                    capabilities: self.own.identity.capabilities & !self.own.withheld,
+                    ..self.own.identity.clone()
+                };
+                origin.read_again(&workload)?
+            }
+            Request::Take(handed) => handed.read()?,
+        };
+        Candidate::load(engine, policy, source, *asked)
+    }
+
+    fn put_into_force(&self, candidate: Candidate, sighup: &mut Sighup, by: &'static str) -> Result<String> {
+        let Candidate { policy, mut chain, mode, source } = candidate;
+        let wanted = chain.subscriptions();
+        let missing: Vec<&str> =
+            wanted.iter().filter(|kind| !self.wanted.contains(*kind)).map(EventKind::name).collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "it governs {}, which this workload's filter was not made for: a filter cannot be changed",
+                missing.join(", ")
+            );
+            return Err(source.mistake("", message, Some("start the workload anew".to_owned())).into());
+        }
+        if policy.audit != self.renewal.audit {
+            let message =
+                "the audit log cannot be changed while the workload runs: it could have changed where paths lead";
+            return Err(source
+                .mistake("/audit", message.to_owned(), Some("start the workload anew".to_owned()))
+                .into());
+        }
+        self.findings.check(&policy.require, wanted, mode)?;
+        let mut current = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        chain.take_over(&mut current);
+        let old = std::mem::replace(&mut *current, chain);
+        self.dry_run.store(mode == Mode::DryRun, SeqCst);
+        drop(current);
+        drop(old);
+        *sighup = policy.sighup;
+        let plugins: Vec<&str> = policy.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+        self.audit.reloaded(&Reloaded { mode, time_ms: now_ms(), policy: &source, by, plugins: &plugins });
+        Ok(format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", ")))
+    }
+
+    fn mode(&self) -> Mode {
+        if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
 }
 
@@ -176,33 +304,21 @@ fn own_view() -> Result<View> {
 }
 
 /// Starts one more thread that receives notifications.
-fn receive(office: &Arc<Office>) -> Result<()> {
-    let ours = Arc::clone(office);
-    office.threads.fetch_add(1, SeqCst);
-    office.idle.fetch_add(1, SeqCst);
-    std::thread::Builder::new()
-        .name("callgate-call".into())
-        .stack_size(STACK)
-        .spawn(move || {
-            process::own_directory();
-            // See `process::path_to`: paths to sockets begin here.
-            let at_home = nix::unistd::fchdir(ours.view.proc());
-            if at_home.and_then(|()| interruption::allow()).is_err() {
-                std::process::abort();
-            }
-            work(&ours);
-            ours.threads.fetch_sub(1, SeqCst);
-        })
-        .inspect_err(|_| {
-            office.idle.fetch_sub(1, SeqCst);
-            office.threads.fetch_sub(1, SeqCst);
-        })
-        .context("cannot start a thread")?;
+fn receive(office: Arc<Office>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
+        process::own_directory();
+        // See `process::path_to`: paths to sockets begin here.
+        let at_home = nix::unistd::fchdir(office.view.proc());
+        if at_home.and_then(|()| interruption::allow()).is_err() {
+            std::process::abort();
+        }
+        work(&office);
+    })?;
     Ok(())
 }
 
-fn work(office: &Arc<Office>) {
-    loop {
+fn work(office: &Office) {
+    while office.relay.next() {
         let notification = match office.listener.receive() {
             Ok(notification) => notification,
             Err(error) => match error.raw_os_error() {
@@ -215,16 +331,20 @@ fn work(office: &Arc<Office>) {
                 _ => return,
             },
         };
-        if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
-            // Without another thread calls wait for this one; nothing is lost.
-            let _ = receive(office);
+        office.relay.received();
+        let is_exec = is_exec(&notification);
+        if is_exec {
+            office.relay.hand_over_to_a_crowd();
         }
         office.handle(&notification);
-        if office.idle.fetch_add(1, SeqCst) >= IDLE {
-            office.idle.fetch_sub(1, SeqCst);
-            return;
+        if is_exec {
+            office.relay.look_for_a_crowd(|| office.listener.has_more());
         }
     }
+}
+
+fn is_exec(call: &Notification) -> bool {
+    matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat)
 }
 
 impl Office {
@@ -242,7 +362,7 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
-        let caller = match Caller::read(&self.view, notification.tid) {
+        let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
@@ -251,6 +371,16 @@ impl Office {
                 return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
             }
         };
+        let answer = self.answer_to(&caller, notification);
+        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
+        if answer == Some(Answer::Continue) && may_be_exec {
+            drop(self.callers.exec(caller.pid));
+        }
+        answer
+    }
+
+    fn answer_to(&self, caller: &Arc<Caller>, notification: &Notification) -> Option<Answer> {
         if notification.arch != seccomp::NATIVE_ARCH {
             let why = "a system call through another architecture's entry";
             return Some(self.refuse(caller.subject(&self.view), notification, "foreign-abi", why, Errno::ENOSYS));
@@ -262,15 +392,15 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
             || matches!(call, Call::Bypass("fcntl"))
         {
-            return self.guard(&caller, call, notification);
+            return self.guard(caller, call, notification);
         }
         let intercepted =
-            intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
+            intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
         match intercepted {
-            Err(errno) if self.mode == Mode::DryRun => {
+            Err(errno) if self.mode() == Mode::DryRun => {
                 tracing::debug!(%errno, "left to the kernel");
                 Some(Answer::Continue)
             }
@@ -279,23 +409,23 @@ impl Office {
                 let why = format!("{name} would get past the network rules");
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
             }
-            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(&caller, action, copy, notification),
-            Ok(Intercepted::Ungoverned(_)) if self.mode == Mode::DryRun => Some(Answer::Continue),
-            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
+            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
+            Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
+            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
-                self.send_messages(&caller, &held, vector, count, flags, notification)
+                self.send_messages(caller, &held, vector, count, flags, notification)
             }
             Ok(Intercepted::PeerCredentials(held, value, length)) => {
-                Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
+                Some(perform::peer_credentials(&self.desk(caller, notification.id), &held, value, length))
             }
             Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
-            Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
+            Ok(Intercepted::Accepting(held, flags)) => self.accept(caller, &held, flags, notification),
         }
     }
 
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let dry = self.mode == Mode::DryRun;
+        let dry = self.mode() == Mode::DryRun;
         self.record_refusal(subject, call, rule, why, errno, if dry { Outcome::WouldDeny } else { Outcome::Denied });
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
     }
@@ -311,9 +441,9 @@ impl Office {
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
         self.audit.refusal(&Refusal {
-            mode: self.mode,
+            mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, &subject),
+            ancestors: caller::ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
@@ -329,8 +459,8 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, &event.subject);
-        self.audit.record(&Record { mode: self.mode, event, ancestors, decision, outcome });
+        let ancestors = caller::ancestors(&self.view, event.subject.parent);
+        self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -340,7 +470,7 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.clone(), &action, program);
+        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -364,7 +494,7 @@ impl Office {
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
         match (program, copy) {
@@ -377,7 +507,7 @@ impl Office {
     /// Records the decision; what to answer if it is a denial that counts.
     fn denied(&self, event: &Event, decision: &Decision, errno: Option<i32>) -> Option<Answer> {
         match errno {
-            Some(errno) if self.mode == Mode::Enforce => {
+            Some(errno) if self.mode() == Mode::Enforce => {
                 self.record(event, decision, Outcome::Denied(errno));
                 Some(Answer::Errno(errno))
             }
@@ -401,12 +531,21 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
-        if !self.verifies {
+        if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
         let digests = facts.digests();
-        let result =
-            verified::exec(&self.listener, &self.view, &self.turns, self.filters, id, caller, program, &digests);
+        let result = verified::exec(
+            &self.listener,
+            &self.view,
+            &self.turns,
+            self.findings.filters,
+            id,
+            caller,
+            program,
+            &digests,
+            self.callers.exec(caller.pid),
+        );
         self.verified(event, decision, result)
     }
 
@@ -441,6 +580,7 @@ impl Office {
             view: &self.view,
             own: &self.own,
             room: &self.room,
+            relay: &self.relay,
             sockets: &self.sockets,
             id,
             caller,
@@ -486,7 +626,7 @@ impl Office {
                 None
             }
             Performed::Mismatch => {
-                let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+                let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
                 let (event, decision) = decided?;
                 self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
@@ -549,7 +689,7 @@ impl Office {
 
     /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
     fn accept(&self, caller: &Arc<Caller>, held: &Held, flags: i32, call: &Notification) -> Option<Answer> {
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
         loop {
@@ -579,7 +719,8 @@ impl Office {
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
         // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        if caller.status.ids.len() > 1 {
+        let Ok(status) = caller.status() else { return Some(Answer::Errno(libc::EPERM)) };
+        if status.ids.len() > 1 {
             return match call {
                 Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
                 _ => Some(Answer::Continue),
@@ -591,6 +732,7 @@ impl Office {
         let target = match call {
             Call::Task("kill") if first == -1 => {
                 let ours = |pid| self.is_ours(pid);
+                self.relay.hand_over();
                 return Some(signals::to_everybody(&self.view, caller, second, ours));
             }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),

@@ -31,7 +31,7 @@ pub fn to_everybody(view: &View, caller: &Caller, signal: i32, ours: impl Fn(u32
     for _ in 0..100 {
         let before = sent.len();
         for pid in processes(view) {
-            if pid <= 1 || pid == caller.status.pid || ours(pid) || sent.contains(&pid) {
+            if pid <= 1 || pid == caller.pid || ours(pid) || sent.contains(&pid) {
                 continue;
             }
             let Some((process, status)) = open(view, pid) else { continue };
@@ -86,7 +86,7 @@ pub fn by_descriptor(
     if !allowed(view, caller, &status, signal) {
         return errno(libc::EPERM);
     }
-    if info != 0 && status.pid != caller.status.pid {
+    if info != 0 && status.pid != caller.pid {
         // do_pidfd_send_signal: what only the kernel says about a signal may not be said to another process.
         match caller.copy(info, 12) {
             Ok(bytes) => {
@@ -130,19 +130,17 @@ fn open(view: &View, pid: u32) -> Option<(OwnedFd, Status)> {
 
 fn allowed(view: &View, caller: &Caller, target: &Status, signal: i32) -> bool {
     const CAP_KILL: u64 = 1 << 5;
-    let (real, effective) = (caller.status.real_uid, caller.status.identity.uid);
+    let Ok(status) = caller.status() else { return false };
+    let (real, effective) = (status.real_uid, status.identity.uid);
     let theirs = [target.uids.first(), target.uids.get(2)];
     let same_user = theirs.into_iter().flatten().any(|uid| *uid == real || *uid == effective);
-    let capable = || caller.identity(view).capabilities & CAP_KILL != 0;
-    same_user
-        || target.pid == caller.status.pid
-        || capable()
-        || (signal == libc::SIGCONT && same_session(caller, target))
+    let capable = || caller.identity(view).is_ok_and(|identity| identity.capabilities & CAP_KILL != 0);
+    same_user || target.pid == caller.pid || capable() || (signal == libc::SIGCONT && same_session(caller, target))
 }
 
 fn same_session(caller: &Caller, target: &Status) -> bool {
     let session = |pid: u32| nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid as i32))).ok();
-    session(target.pid).is_some_and(|theirs| Some(theirs) == session(caller.status.pid))
+    session(target.pid).is_some_and(|theirs| Some(theirs) == session(caller.pid))
 }
 
 /// What a process descriptor of the caller refers to (`Pid:` in its fdinfo): negative if that is gone.

@@ -108,11 +108,11 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Lets the kernel carry out the exec of a caller that `caller.status.tracer` traces. `check` looks at the caller when it
+/// Lets the kernel carry out the exec of a caller that somebody traces. `check` looks at the caller when it
 /// has stopped, and says what is wrong with it. `filters`: how many filters a process has that has none of its own.
 ///
 /// # Errors
-/// None at present.
+/// Its status cannot be read.
 pub fn exec(
     listener: &Listener,
     view: &View,
@@ -123,11 +123,12 @@ pub fn exec(
     check: impl FnOnce(Pid) -> Option<String>,
 ) -> io::Result<Verified> {
     // An exec of another thread than the leader changes its number on the way.
-    if caller.tid != caller.status.pid {
+    if caller.tid != caller.pid {
         return Ok(Verified::Traced);
     }
+    let tracer = caller.status()?.tracer;
     let deadline = Instant::now() + PATIENCE;
-    let Some(process) = status(view, caller.status.tracer).map(|status| status.pid) else {
+    let Some(process) = status(view, tracer).map(|status| status.pid) else {
         return Ok(Verified::Traced);
     };
     let Some(_turn) = turns.hold(process, || Instant::now() < deadline) else { return Ok(Verified::Traced) };
@@ -158,7 +159,7 @@ pub fn exec(
     };
     let wrong = if state == STOPPED { wrong } else { Some("it did not stop".to_owned()) };
     Ok(wrong.map_or(Verified::Done, |why| {
-        let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+        let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
         Verified::Killed(why)
     }))
 }
@@ -174,7 +175,7 @@ impl Tracer {
     /// Takes hold of the caller's tracer, a thread of `process`. `None` if that cannot be had: it is traced itself, or it
     /// is one of us.
     fn seize(view: &View, caller: &Caller, process: u32, deadline: Instant) -> Option<Self> {
-        let tid = caller.status.tracer;
+        let tid = caller.status().ok()?.tracer;
         let is_ours = |tid: u32| {
             let task = format!("self/task/{tid}");
             openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
@@ -246,12 +247,13 @@ impl Tracer {
 
     /// Makes sure that the caller will stop when its exec is over.
     fn will_stop(&self, view: &View, caller: &Caller, filters: Option<u32>) -> bool {
-        let traps = caller.status.blocked_signals & (1 << (libc::SIGTRAP - 1)) == 0;
+        let Ok(theirs) = caller.status() else { return false };
+        let traps = theirs.blocked_signals & (1 << (libc::SIGTRAP - 1)) == 0;
         if !self.stopped {
             return traps;
         }
         // What the tracer calls the caller, in its own pid namespace.
-        let Some(name) = self.status.ids.len().checked_sub(1).and_then(|depth| caller.status.ids.get(depth)) else {
+        let Some(name) = self.status.ids.len().checked_sub(1).and_then(|depth| theirs.ids.get(depth)) else {
             return false;
         };
         let interrupt = [ptrace::Request::PTRACE_INTERRUPT as u64, u64::from(*name), 0, 0];

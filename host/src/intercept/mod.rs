@@ -4,6 +4,7 @@
 //! same bytes; the caller's memory is not read again.
 
 pub mod caller;
+pub mod callers;
 pub mod calls;
 pub mod exec;
 pub mod facts;

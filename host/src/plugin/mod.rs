@@ -7,6 +7,7 @@
 
 mod bindings;
 pub mod builtin;
+pub mod cache;
 mod code;
 mod engine;
 pub mod engine_config;
@@ -24,6 +25,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap};
 
 use self::bindings::{PluginPre, types};
+pub use self::code::read_component;
 pub use self::engine::{Clock, Engine, EngineError};
 use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
@@ -117,17 +119,22 @@ impl Plugin {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(engine: &Engine, settings: &PluginSettings, builtin: &'static [u8]) -> Result<Self, LoadError> {
-        let component = code::component(engine, settings, builtin)?;
+        let (component, digest) = code::component(engine, settings, builtin)?;
         let mut linker = Linker::new(engine.wasm());
         let code = bindings::Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)
             .and_then(|()| PluginPre::new(linker.instantiate_pre(&component)?))
             .map_err(|e| LoadError::Interface(format!("{e:#}")))?;
 
         let name: Arc<str> = settings.name.as_str().into();
-        let blueprint =
-            Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
+        let blueprint = Blueprint {
+            engine: engine.clone(),
+            code,
+            digest,
+            config: settings.config.clone(),
+            memory: settings.memory,
+        };
         let Started { live, description, subscriptions } =
-            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|failed| match failed.error {
+            blueprint.start(Log::new(Arc::clone(&name)), Paths::of(engine)).map_err(|failed| match failed.error {
                 StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
                 StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
             })?;
@@ -139,6 +146,14 @@ impl Plugin {
             subscriptions,
             instance: Instance::Live(live),
         })
+    }
+
+    /// Whether both are the same: name, code, configuration and limits.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.blueprint, &other.blueprint);
+        self.name == other.name
+            && self.deadline == other.deadline
+            && (one.digest, &one.config, one.memory) == (two.digest, &two.config, two.memory)
     }
 
     /// Its name in the policy.
@@ -210,6 +225,8 @@ impl Plugin {
 struct Blueprint {
     engine: Engine,
     code: PluginPre<State>,
+    /// SHA-256 of the component.
+    digest: [u8; 32],
     config: String,
     memory: usize,
 }

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::interruption::uninterrupted;
 
@@ -80,6 +82,12 @@ impl Listener {
         // grown since (`SECCOMP_GET_NOTIF_SIZES` is checked at start, in `seccomp::check_sizes`).
         unsafe { ioctls::recv(self.fd.as_raw_fd(), &raw mut raw) }?;
         Ok(Notification { id: raw.id, tid: raw.pid, number: raw.data.nr, arch: raw.data.arch, args: raw.data.args })
+    }
+
+    /// Whether there is a notification that nobody has received yet.
+    pub fn has_more(&self) -> bool {
+        let mut this = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut this, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Answers a notification.
