@@ -244,6 +244,21 @@ impl ConfigError {
     }
 }
 
+impl Exec {
+    /// The files that say what is done: the one that is asked for, and what interprets it. Not the dynamic loader.
+    pub fn files(&self) -> impl Iterator<Item = (FileRole, &File)> {
+        let interpreters = (0..).map(FileRole::Interpreter).zip(&self.interpreters);
+        [(FileRole::File, &self.file)].into_iter().chain(interpreters)
+    }
+}
+
+impl File {
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+}
+
 impl Address {
     /// The IP address and the port, of those families that have them.
     pub fn ip(&self) -> Option<(std::net::IpAddr, u16)> {

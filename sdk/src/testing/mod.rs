@@ -193,10 +193,8 @@ impl Host {
 }
 
 fn files(exec: &Exec) -> Vec<(FileRole, String)> {
-    let interpreters = (0..).map(FileRole::Interpreter).zip(&exec.interpreters);
     let loader = exec.loader.iter().map(|file| (FileRole::Loader, file));
-    let all = [(FileRole::File, &exec.file)].into_iter().chain(interpreters).chain(loader);
-    all.map(|(role, file)| (role, file.path.clone())).collect()
+    exec.files().chain(loader).map(|(role, file)| (role, file.path.clone())).collect()
 }
 
 fn same(one: &FileRole, other: &FileRole) -> bool {
