@@ -92,6 +92,8 @@ const THREADS: usize = 4096;
 const NO_SOCKET: u64 = 0;
 /// How many threads stay when there is nothing to do.
 const IDLE: usize = 3;
+/// How many of them may wait at the same time; the others are for calls that don't.
+const SEATS: usize = THREADS - 64;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -104,6 +106,7 @@ impl Supervision for Supervisor {
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
+        raise_descriptor_limit();
         let office = Arc::new(Office {
             listener,
             view,
@@ -115,7 +118,7 @@ impl Supervision for Supervisor {
             verifies: findings.has(Guarantee::RaceFreeExec),
             turns: Turns::default(),
             filters: findings.filters,
-            room: Room::new()?,
+            room: Room::new(SEATS)?,
             sockets: Sockets::default(),
             unheard: Unheard::default(),
             guardian,
@@ -124,7 +127,6 @@ impl Supervision for Supervisor {
             over: AtomicBool::new(false),
         });
         interruption::prepare()?;
-        raise_descriptor_limit();
         let watched = Arc::clone(&office);
         std::thread::Builder::new()
             .name("callgate-watch".into())
@@ -219,8 +221,9 @@ fn work(office: &Arc<Office>) {
             },
         };
         if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
-            // Without another thread calls wait for this one; nothing is lost.
-            let _ = receive(office);
+            // Without another thread calls wait for this one; nothing is lost. But it must not wait itself.
+            let more = receive(office).is_ok();
+            office.room.limit(if more { SEATS } else { office.threads.load(SeqCst).saturating_sub(2) });
         }
         office.handle(&notification);
         if office.idle.fetch_add(1, SeqCst) >= IDLE {
@@ -251,7 +254,11 @@ impl Office {
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
+                let may_need = match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "",
+                    _ => "; the supervisor may need CAP_SYS_PTRACE",
+                };
+                let why = format!("the caller cannot be looked at ({error}){may_need}");
                 return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
             }
         };
@@ -399,7 +406,9 @@ impl Office {
             copy => (Some(copy), None),
         };
         let (event, decision, facts) = self.decide(caller, action, program.clone());
-        let errno = decision.errno(event.kind());
+        // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
+        let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
+        let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
@@ -440,6 +449,9 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if program.inexecutable {
+            return Some(Answer::Errno(libc::EACCES));
+        }
         if !self.verifies {
             return Some(Answer::Continue);
         }
@@ -808,6 +820,9 @@ impl Facts for LiveFacts {
 
     fn digest(&self, role: FileRole) -> Result<String, String> {
         let program = self.program.as_ref().ok_or("the event has no file")?;
+        if program.inexecutable {
+            return Err("a file that nobody may execute is not looked into".to_owned());
+        }
         let file = program.files.get(role).ok_or("the event has no such file")?;
         let found = digest(&self.view, file).map_err(|error| error.to_string())?;
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
