@@ -16,7 +16,7 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 /// How many threads there may be: that many calls under way, and the rest waits in the kernel.
-const THREADS: usize = 4096;
+pub const THREADS: usize = 4096;
 /// How many threads stay when there is nothing to do.
 const SPARE: usize = 3;
 /// How often it is looked whether the thread whose turn it is gets on.
@@ -92,6 +92,11 @@ impl Relay {
     pub fn start(&self) -> io::Result<()> {
         self.waiting().threads += 1;
         (self.start)().inspect_err(|_| self.waiting().threads -= 1)
+    }
+
+    /// How many threads there are, with those that are being started.
+    pub fn threads(&self) -> usize {
+        self.waiting().threads
     }
 
     /// Waits until it is the calling thread's turn; still, or again. False: there are enough others, and it is to end.

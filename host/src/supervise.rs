@@ -42,7 +42,7 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::reload::{Candidate, Origin};
 use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
@@ -102,6 +102,8 @@ struct Office {
 
 /// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
 const NO_SOCKET: u64 = 0;
+/// How many threads may wait at the same time; the others are for calls that don't.
+const SEATS: usize = relay::THREADS - 64;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -123,7 +125,7 @@ impl Supervision for Supervisor {
             audit: self.policy.audit.clone(),
             sighup: Mutex::new(self.policy.sighup),
         };
-        let room = Room::new()?;
+        let room = Room::new(SEATS)?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
@@ -143,7 +145,7 @@ impl Supervision for Supervisor {
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
-                move || office.upgrade().map_or(Ok(()), receive)
+                move || office.upgrade().map_or(Ok(()), one_more)
             }),
             over: AtomicBool::new(false),
         });
@@ -309,7 +311,15 @@ fn own_view() -> Result<View> {
     View::new(root, proc, outer.as_fd()).context("cannot use /proc")
 }
 
-/// Starts one more thread that receives notifications.
+/// Starts one more thread that receives notifications. Without it calls wait for those that there are; nothing is lost. But
+/// these must not all wait themselves.
+fn one_more(office: Arc<Office>) -> std::io::Result<()> {
+    let started = receive(Arc::clone(&office));
+    // The one that is not there has been counted already.
+    office.room.limit(if started.is_ok() { SEATS } else { office.relay.threads().saturating_sub(3) });
+    started
+}
+
 fn receive(office: Arc<Office>) -> std::io::Result<()> {
     std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
         process::own_directory();
@@ -374,7 +384,11 @@ impl Office {
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
+                let may_need = match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "",
+                    _ => "; the supervisor may need CAP_SYS_PTRACE",
+                };
+                let why = format!("the caller cannot be looked at ({error}){may_need}");
                 return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
             }
         };
@@ -527,7 +541,9 @@ impl Office {
             copy => (Some(copy), None),
         };
         let (event, decision, facts) = self.decide(caller, action, program.clone());
-        let errno = decision.errno(event.kind());
+        // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
+        let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
+        let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
@@ -568,6 +584,9 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if program.inexecutable {
+            return Some(Answer::Errno(libc::EACCES));
+        }
         if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }

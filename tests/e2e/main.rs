@@ -9,6 +9,7 @@ mod cli;
 mod container;
 mod exec;
 mod exec_races;
+mod exhaustion;
 mod launch;
 mod network;
 mod network_races;

@@ -15,8 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -123,6 +123,37 @@ enum Item {
 struct Progress {
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Bytes of the lines that wait.
+    waiting: Mutex<usize>,
+    less: Condvar,
+}
+
+/// How long all lines that wait for a sink may be together. A record has arguments of up to 64 KiB, which can be six times
+/// as long in JSON; that many of those as there may be lines would take all memory.
+const WAITING_MAX: usize = 32 << 20;
+
+impl Progress {
+    fn waiting(&self) -> MutexGuard<'_, usize> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a line of this length. Whether there is any; `when_full` says whether it is waited for.
+    fn makes_room(&self, length: usize, when_full: WhenFull) -> bool {
+        let mut waiting = self.waiting();
+        while *waiting > 0 && *waiting + length > WAITING_MAX {
+            if when_full == WhenFull::Drop {
+                return false;
+            }
+            waiting = self.less.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting += length;
+        true
+    }
+
+    fn gives_room_back(&self, length: usize) {
+        *self.waiting() -= length;
+        self.less.notify_all();
+    }
 }
 
 impl Audit {
@@ -187,15 +218,19 @@ impl Audit {
         for queue in &self.sinks {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(sender) = sender else { continue };
-            let item = Item::Line(line(queue, number));
+            let line = line(queue, number);
+            let length = line.len();
+            let room = queue.progress.makes_room(length, self.when_full);
             let lost = match self.when_full {
-                WhenFull::Drop => {
-                    matches!(sender.try_send(item), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
-                }
-                WhenFull::Block => sender.send(item).is_err(),
+                _ if !room => true,
+                WhenFull::Drop => sender.try_send(Item::Line(line)).is_err(),
+                WhenFull::Block => sender.send(Item::Line(line)).is_err(),
             };
             if lost {
                 queue.progress.dropped.fetch_add(1, Relaxed);
+            }
+            if lost && room {
+                queue.progress.gives_room_back(length);
             }
         }
     }
@@ -264,6 +299,7 @@ impl Writer {
                         std::thread::sleep(pause);
                         pause = (pause * 2).min(Self::LONGEST);
                     }
+                    progress.gives_room_back(line.len());
                 }
                 Item::Flush(done) => {
                     let _ = done.send(());

@@ -108,6 +108,9 @@ impl Facts for LiveFacts {
 
     fn digest(&self, role: FileRole) -> Result<String, String> {
         let program = self.program.as_ref().ok_or("the event has no file")?;
+        if program.inexecutable {
+            return Err("a file that nobody may execute is not looked into".to_owned());
+        }
         let file = program.files.get(role).ok_or("the event has no such file")?;
         let found = digest(&self.view, file).map_err(|error| error.to_string())?;
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
