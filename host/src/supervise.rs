@@ -27,7 +27,7 @@ use crate::enforce::traced::Turns;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees;
-use crate::intercept::caller::{self, Caller};
+use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::{Program, digest, environment};
@@ -79,7 +79,7 @@ struct Office {
     filters: Option<u32>,
     room: Room,
     sockets: Sockets,
-    callers: Callers,
+    callers: Arc<Callers>,
     guardian: Option<u32>,
     relay: Relay,
     over: AtomicBool,
@@ -113,7 +113,7 @@ impl Supervision for Supervisor {
             filters: findings.filters,
             room,
             sockets: Sockets::default(),
-            callers: Callers::new(wanted.contains(EventKind::Exec)),
+            callers: Arc::new(Callers::new(wanted.contains(EventKind::Exec))),
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
@@ -126,7 +126,9 @@ impl Supervision for Supervisor {
         let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
         thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
-            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| {
+                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| relieved.callers.forget_the_dead()))
+            })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
         self.running = Some((office, clock));
@@ -310,16 +312,16 @@ impl Office {
         outcome: fn(i32) -> Outcome,
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
-        self.audit.refusal(&Refusal {
+        self.audit.refusal(Refusal {
             mode: self.mode,
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, subject.parent),
+            ancestors: self.callers.ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
             architecture: call.arch,
-            rule,
-            reason,
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
             outcome: outcome(errno as i32),
         });
     }
@@ -329,8 +331,9 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, event.subject.parent);
-        self.audit.record(&Record { mode: self.mode, event, ancestors, decision, outcome });
+        let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
+        let (event, decision) = (event.clone(), decision.clone());
+        self.audit.record(Record { mode: self.mode, event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -344,6 +347,7 @@ impl Office {
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let facts = Arc::new(LiveFacts {
             view: Arc::clone(&self.view),
+            callers: Arc::clone(&self.callers),
             caller: Arc::clone(caller),
             parent,
             program,
@@ -496,7 +500,10 @@ impl Office {
     ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),
-            Performed::Gone => None,
+            Performed::Gone => {
+                self.callers.forget(caller);
+                None
+            }
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
                 None
@@ -683,6 +690,7 @@ fn now_ms() -> u64 {
 /// Facts about the event at hand, from the live process.
 struct LiveFacts {
     view: Arc<View>,
+    callers: Arc<Callers>,
     caller: Arc<Caller>,
     parent: u32,
     program: Option<Arc<Program>>,
@@ -691,7 +699,7 @@ struct LiveFacts {
 
 impl Facts for LiveFacts {
     fn ancestors(&self) -> Vec<Subject> {
-        caller::ancestors(&self.view, self.parent)
+        self.callers.ancestors(&self.view, self.parent)
     }
 
     fn digest(&self, role: FileRole) -> Result<String, String> {
