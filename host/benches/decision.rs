@@ -4,13 +4,12 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
 use callgate::audit::{Audit, Outcome, Record};
-use callgate::decide::{Chain, Decision, Denial, Facts, FileRole};
+use callgate::decide::{Chain, Decision, Denial, KnownFacts};
 use callgate::event::{Action, Address, Endpoint, Event, EventKind, EventKinds, Exec, File, Socket, Subject};
 use callgate::intercept::caller::Caller;
 use callgate::intercept::path::View;
@@ -23,22 +22,6 @@ use callgate::sys::notify::Notification;
 use callgate::sys::seccomp;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode as FileMode;
-
-struct NoFacts;
-
-impl Facts for NoFacts {
-    fn ancestors(&self) -> Vec<Subject> {
-        Vec::new()
-    }
-
-    fn digest(&self, _: FileRole) -> Result<String, String> {
-        Err("none".to_owned())
-    }
-
-    fn environment(&self, _: &str) -> Option<String> {
-        None
-    }
-}
 
 fn chain(engine: &Engine, policy: &serde_json::Value) -> Chain {
     let source = Source { path: "policy.json".into(), text: policy.to_string() };
@@ -110,7 +93,7 @@ fn records(criterion: &mut Criterion) {
         "allow_executables": [], "audit": { "sinks": ["file:/dev/null"], "when_full": "block" }
     });
     let policy = Policy::parse(&Source { path: "policy.json".into(), text: text.to_string() }).unwrap();
-    let audit = Audit::start(&policy.audit, Mode::Enforce).unwrap();
+    let audit = Audit::start(&policy.audit).unwrap();
     let event = exec("/usr/bin/whoami", 1);
     let denial = Denial { rule: "executables.not-listed".into(), reason: "it is not".into(), hint: None, errno: None };
     let decision = Decision {
@@ -129,13 +112,12 @@ fn records(criterion: &mut Criterion) {
         outcome: Outcome::Denied(13),
     };
     criterion.bench_function("record, until it is written", |bencher| bencher.iter(|| audit.record(record.clone())));
-    audit.finish(Duration::from_secs(2));
+    audit.finish(Mode::Enforce, Duration::from_secs(2));
 }
 
 fn decisions(criterion: &mut Criterion) {
     let engine = Engine::new().unwrap();
     let _clock = engine.start_clock().unwrap();
-    let facts: Arc<dyn Facts> = Arc::new(NoFacts);
     let paths: Vec<String> = (0..100).map(|n| format!("/opt/tools/bin/tool-{n}")).collect();
     let globs: Vec<String> = (0..100).map(|n| format!("/opt/*/bin/tool-{n}-*")).collect();
     let rules: Vec<_> = (0..100)
@@ -145,6 +127,7 @@ fn decisions(criterion: &mut Criterion) {
     let by_glob = serde_json::json!({ "allow_executables": globs });
     let (mut listed, mut globs) = (chain(&engine, &policy), chain(&engine, &by_glob));
     let mut measure = |name: &str, chain: &mut Chain, mut event: Event| {
+        let facts = KnownFacts::default().about(&event);
         criterion.bench_function(name, |bencher| bencher.iter(|| chain.decide(&mut event, &facts)));
     };
     measure("exec, listed", &mut listed, exec("/opt/tools/bin/tool-99", 3));

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod check;
+pub mod control;
 pub mod decide;
 pub mod enforce;
 pub mod event;
@@ -15,6 +16,8 @@ pub mod log;
 pub mod plugin;
 pub mod policy;
 pub mod relay;
+pub mod reload;
 pub mod supervise;
 pub mod sys;
+pub mod trust;
 pub mod wrap;

@@ -4,6 +4,7 @@
 //! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -18,48 +19,62 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record, Refusal};
-use crate::decide::{Chain, Decision, Denial, Facts, FileRole};
+use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
+use crate::control::{Control, Request};
+use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
+use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::guarantees;
+use crate::guarantees::{self, Findings};
 use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
-use crate::intercept::exec::{Program, digest, environment};
+use crate::intercept::exec::Program;
+use crate::intercept::facts::{Background, LiveFacts, Names};
 use crate::intercept::network::{self, Held};
 use crate::intercept::path::View;
 use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
+use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
 use crate::relay::Relay;
-use crate::sys::credentials::Own;
+use crate::reload::{Candidate, Origin};
+use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
-use crate::sys::{interruption, pidfd, process, seccomp};
+use crate::sys::{interruption, pidfd, process, seccomp, socket};
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
     engine: Engine,
     chain: Option<Chain>,
     mode: Mode,
-    audit: AuditSettings,
-    required: Vec<Guarantee>,
+    policy: Policy,
     withheld: u64,
+    origin: Option<Origin>,
+    /// The mode that a flag or the environment asked for, and which of them.
+    asked: Option<(Mode, &'static str)>,
     running: Option<(Arc<Office>, Clock)>,
 }
 
 impl Supervisor {
-    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
-    pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
+    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get. `origin`: where the
+    /// policy came from; `asked`: the mode that a flag or the environment asked for, and which of them.
+    pub fn new(
+        engine: Engine,
+        chain: Chain,
+        mode: Mode,
+        policy: Policy,
+        without: &[u32],
+        origin: Origin,
+        asked: Option<(Mode, &'static str)>,
+    ) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        let (audit, required) = (policy.audit.clone(), policy.require.clone());
-        Self { engine, chain: Some(chain), mode, audit, required, withheld, running: None }
+        Self { engine, chain: Some(chain), mode, policy, withheld, origin: Some(origin), asked, running: None }
     }
 }
 
@@ -69,22 +84,24 @@ struct Office {
     view: Arc<View>,
     wanted: EventKinds,
     chain: Mutex<Chain>,
-    mode: Mode,
+    background: Background,
+    dry_run: AtomicBool,
     audit: Audit,
     own: Own,
-    /// Whether an exec can be held and looked at.
-    verifies: bool,
+    findings: Findings,
     turns: Turns,
-    /// How many filters everything in the workload is under at the least.
-    filters: Option<u32>,
+    renewal: Renewal,
     room: Room,
     sockets: Sockets,
     callers: Arc<Callers>,
+    unheard: Unheard,
     guardian: Option<u32>,
     relay: Relay,
     over: AtomicBool,
 }
 
+/// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
+const NO_SOCKET: u64 = 0;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -93,27 +110,36 @@ impl Supervision for Supervisor {
         let view = Arc::new(own_view()?);
         let (wanted, mode) = (chain.subscriptions(), self.mode);
         let findings = guarantees::find(&view, &listener, command)?;
-        findings.check(&self.required, wanted, mode)?;
+        findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
         raise_descriptor_limit();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let audit = Audit::start(&self.audit, mode)?;
+        let audit = Audit::start(&self.policy.audit)?;
+        let renewal = Renewal {
+            engine: self.engine.clone(),
+            origin: self.origin.take().context("begun twice")?,
+            asked: self.asked,
+            audit: self.policy.audit.clone(),
+            sighup: Mutex::new(self.policy.sighup),
+        };
         let room = Room::new()?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
             wanted,
             chain: Mutex::new(chain),
-            mode,
+            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
+            dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
             own: Own { identity: own, withheld: self.withheld },
-            verifies: findings.has(Guarantee::RaceFreeExec),
+            findings,
             turns: Turns::default(),
-            filters: findings.filters,
+            renewal,
             room,
             sockets: Sockets::default(),
             callers: Arc::new(Callers::new(wanted.contains(EventKind::Exec))),
+            unheard: Unheard::default(),
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
@@ -131,8 +157,25 @@ impl Supervision for Supervisor {
             })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
+        control(&office);
         self.running = Some((office, clock));
         Ok(())
+    }
+
+    fn hang_up(&mut self) -> bool {
+        let Some((office, _)) = &self.running else { return false };
+        if *office.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner) == Sighup::PassOn {
+            return false;
+        }
+        let ours = Arc::clone(office);
+        // Plugins are compiled, which may take a while, and the main thread has to look after the command.
+        let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
+            let _ = ours.renew(Request::Reload);
+        });
+        if let Err(error) = started {
+            tracing::error!("the policy is not read again, there is no thread for it: {error}");
+        }
+        true
     }
 
     fn command_ended(&mut self) {
@@ -144,8 +187,102 @@ impl Supervision for Supervisor {
     fn end(&mut self) {
         if let Some((office, _)) = &self.running {
             office.over.store(true, SeqCst);
-            office.audit.finish(Duration::from_secs(2));
+            office.audit.finish(office.mode(), Duration::from_secs(2));
         }
+    }
+}
+
+/// What another policy is made from, and what of the first one it cannot change.
+struct Renewal {
+    engine: Engine,
+    origin: Origin,
+    asked: Option<(Mode, &'static str)>,
+    audit: AuditSettings,
+    /// Of the policy in force.
+    sighup: Mutex<Sighup>,
+}
+
+/// Takes orders from outside of the workload, where it can be told who gives them.
+fn control(office: &Arc<Office>) {
+    let Some(filters) = office.findings.filters else {
+        tracing::info!("the supervisor takes no orders: this kernel (before Linux 5.9) does not count seccomp filters");
+        return;
+    };
+    let ours = Arc::clone(office);
+    let serve = move |control: Control| control.serve(&ours.view, filters, |request| ours.renew(request));
+    let started = Control::open().and_then(|control| {
+        let builder = std::thread::Builder::new().name("callgate-control".into()).stack_size(STACK);
+        Ok(builder.spawn(move || serve(control))?)
+    });
+    if let Err(error) = started {
+        tracing::warn!("the supervisor takes no orders: {error:#}");
+    }
+}
+
+impl Office {
+    /// Puts another policy into force, if all of it is well. Says what came of it.
+    fn renew(&self, request: Request) -> Result<String> {
+        let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
+        // One at a time; the lock is also what a policy in force is.
+        let mut sighup = self.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, &mut sighup, by));
+        match &renewed {
+            Ok(said) => tracing::info!("{said}"),
+            Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
+        }
+        renewed
+    }
+
+    fn candidate(&self, request: Request) -> Result<Candidate> {
+        let Renewal { engine, origin, asked, .. } = &self.renewal;
+        let (policy, source) = match request {
+            Request::Reload => {
+                let workload = Identity {
+                    capabilities: self.own.identity.capabilities & !self.own.withheld,
+                    ..self.own.identity.clone()
+                };
+                origin.read_again(&workload)?
+            }
+            Request::Take(handed) => handed.read()?,
+        };
+        Candidate::load(engine, policy, source, *asked)
+    }
+
+    fn put_into_force(&self, candidate: Candidate, sighup: &mut Sighup, by: &'static str) -> Result<String> {
+        let Candidate { policy, mut chain, mode, source } = candidate;
+        let wanted = chain.subscriptions();
+        let missing: Vec<&str> =
+            wanted.iter().filter(|kind| !self.wanted.contains(*kind)).map(EventKind::name).collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "it governs {}, which this workload's filter was not made for: a filter cannot be changed",
+                missing.join(", ")
+            );
+            return Err(source.mistake("", message, Some("start the workload anew".to_owned())).into());
+        }
+        if policy.audit != self.renewal.audit {
+            let message =
+                "the audit log cannot be changed while the workload runs: it could have changed where paths lead";
+            return Err(source
+                .mistake("/audit", message.to_owned(), Some("start the workload anew".to_owned()))
+                .into());
+        }
+        self.findings.check(&policy.require, wanted, mode)?;
+        let mut current = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        chain.take_over(&mut current);
+        let old = std::mem::replace(&mut *current, chain);
+        self.dry_run.store(mode == Mode::DryRun, SeqCst);
+        drop(current);
+        drop(old);
+        *sighup = policy.sighup;
+        let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
+        let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
+        self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
+        Ok(said)
+    }
+
+    fn mode(&self) -> Mode {
+        if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
 }
 
@@ -234,13 +371,18 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
+        let _turn = self.turn(notification);
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
                 let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
-                return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
+                let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
+                if answer == Answer::Continue {
+                    self.callers.misses_an_exec();
+                }
+                return Some(answer);
             }
         };
         let answer = self.answer_to(&caller, notification);
@@ -272,7 +414,7 @@ impl Office {
             return None; // what was read may be somebody else's
         }
         match intercepted {
-            Err(errno) if self.mode == Mode::DryRun => {
+            Err(errno) if self.mode() == Mode::DryRun => {
                 tracing::debug!(%errno, "left to the kernel");
                 Some(Answer::Continue)
             }
@@ -282,7 +424,7 @@ impl Office {
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
             }
             Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
-            Ok(Intercepted::Ungoverned(_)) if self.mode == Mode::DryRun => Some(Answer::Continue),
+            Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
             Ok(Intercepted::Ungoverned(copy)) => self.carry_out(caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
                 self.send_messages(caller, &held, vector, count, flags, notification)
@@ -295,9 +437,39 @@ impl Office {
         }
     }
 
+    /// Where a signal makes callers come again while their call is still being carried out: their turn, one at a time.
+    fn turn(&self, notification: &Notification) -> Option<Turn<'_>> {
+        if self.listener.keeps_callers() || notification.tid == 0 {
+            return None;
+        }
+        let turn = self.unheard.turn(&self.room, notification.tid, notification.id);
+        // What is verified waits for its caller's end of the call, with which it may be in the next already.
+        let is_verified =
+            matches!(calls::call(notification.number), Some(Call::Execve | Call::Execveat | Call::Setgroups));
+        (!is_verified).then_some(turn)
+    }
+
+    /// Carries out a call, if that has not been done already without the caller hearing of it; see [`Unheard`]. `socket`
+    /// says on what, `call` tells it from others there.
+    fn once(
+        &self,
+        caller: &Caller,
+        id: u64,
+        socket: Option<u64>,
+        call: impl Fn() -> u64,
+        work: impl FnOnce() -> Option<Answer>,
+    ) -> Option<Answer> {
+        let Some(socket) = socket.filter(|_| !self.listener.keeps_callers()) else { return work() };
+        let answer = self.unheard.recall(&self.view, caller, socket, &call).or_else(work)?;
+        if self.listener.send(id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, [(call(), answer)]);
+        }
+        None
+    }
+
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let dry = self.mode == Mode::DryRun;
+        let dry = self.mode() == Mode::DryRun;
         self.record_refusal(subject, call, rule, why, errno, if dry { Outcome::WouldDeny } else { Outcome::Denied });
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
     }
@@ -313,7 +485,7 @@ impl Office {
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
         self.audit.refusal(Refusal {
-            mode: self.mode,
+            mode: self.mode(),
             time_ms: now_ms(),
             ancestors: self.callers.ancestors(&self.view, subject.parent),
             subject,
@@ -333,7 +505,7 @@ impl Office {
         }
         let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
         let (event, decision) = (event.clone(), decision.clone());
-        self.audit.record(Record { mode: self.mode, event, ancestors, decision, outcome });
+        self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -343,16 +515,10 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let parent = subject.parent;
+        let facts =
+            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
+        let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
-        let facts = Arc::new(LiveFacts {
-            view: Arc::clone(&self.view),
-            callers: Arc::clone(&self.callers),
-            caller: Arc::clone(caller),
-            parent,
-            program,
-            digests: Mutex::default(),
-        });
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
         let decision = self.chain.lock().unwrap_or_else(PoisonError::into_inner).decide(&mut event, &shared);
         (event, decision, facts)
@@ -374,7 +540,7 @@ impl Office {
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
         match (program, copy) {
@@ -387,7 +553,7 @@ impl Office {
     /// Records the decision; what to answer if it is a denial that counts.
     fn denied(&self, event: &Event, decision: &Decision, errno: Option<i32>) -> Option<Answer> {
         match errno {
-            Some(errno) if self.mode == Mode::Enforce => {
+            Some(errno) if self.mode() == Mode::Enforce => {
                 self.record(event, decision, Outcome::Denied(errno));
                 Some(Answer::Errno(errno))
             }
@@ -411,15 +577,15 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
-        if !self.verifies {
+        if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
-        let digests = facts.digests.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let digests = facts.digests();
         let result = verified::exec(
             &self.listener,
             &self.view,
             &self.turns,
-            self.filters,
+            self.findings.filters,
             id,
             caller,
             program,
@@ -475,20 +641,28 @@ impl Office {
         decided: Option<(&Event, &Decision)>,
     ) -> Option<Answer> {
         let desk = self.desk(caller, id);
-        let performed = match &copy {
-            Copy::Numbers => return Some(Answer::Continue),
-            Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
-            Copy::Groups(groups) => {
-                let result = verified::groups(&self.listener, &self.view, id, caller, groups);
-                let (event, decision) = decided?;
-                return self.verified(event, decision, result);
-            }
-            Copy::Connect(held, target) => perform::connect(&desk, held, target),
-            Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
-            Copy::Send(held, message) => perform::send(&desk, held, message),
+        let perform = || {
+            let performed = match &copy {
+                Copy::Numbers => return Some(Answer::Continue),
+                Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
+                Copy::Groups(groups) => {
+                    let result = verified::groups(&self.listener, &self.view, id, caller, groups);
+                    let (event, decision) = decided?;
+                    return self.verified(event, decision, result);
+                }
+                Copy::Connect(held, target) => perform::connect(&desk, held, target),
+                Copy::Bind(held, target) => perform::bind(&desk, held, target),
+                Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
+                Copy::Send(held, message) => perform::send(&desk, held, message),
+            };
+            self.performed(caller, performed, id, decided)
         };
-        self.performed(caller, performed, id, decided)
+        self.once(caller, id, self.cookie(copy.socket()), || copy.fingerprint(), perform)
+    }
+
+    /// What [`Self::once`] knows a socket by. Where callers are kept nobody asks.
+    fn cookie(&self, held: Option<&Held>) -> Option<u64> {
+        held.filter(|_| !self.listener.keeps_callers()).and_then(Held::cookie)
     }
 
     fn performed(
@@ -504,6 +678,7 @@ impl Office {
                 self.callers.forget(caller);
                 None
             }
+            Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
                 None
@@ -514,6 +689,22 @@ impl Office {
                 self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
         }
+    }
+
+    /// SIGPIPE, and an answer.
+    fn broken_pipe(&self, caller: &Caller, id: u64, answer: Answer) -> Option<Answer> {
+        let raise = || pidfd::signal_thread(caller.pid, caller.tid, libc::SIGPIPE);
+        if self.listener.keeps_callers() {
+            if self.listener.is_valid(id) {
+                let _ = raise();
+            }
+            return Some(answer);
+        }
+        // Before the answer the signal would end the call, and start it again.
+        if self.listener.send(id, answer).is_ok() {
+            let _ = raise();
+        }
+        None
     }
 
     /// sendmmsg(2): each message for itself, until one fails.
@@ -527,6 +718,8 @@ impl Office {
         call: &Notification,
     ) -> Option<Answer> {
         let mut sent = 0;
+        let cookie = self.cookie(Some(held));
+        let mut unheard = Vec::new();
         let failed = loop {
             if sent == count {
                 break None;
@@ -537,6 +730,9 @@ impl Office {
                 Err(errno) => break Some(Answer::Errno(errno as i32)),
             };
             if !self.listener.is_valid(call.id) {
+                if let Some(socket) = cookie {
+                    self.unheard.keep(&self.view, caller, socket, unheard);
+                }
                 return None;
             }
             let ours = match held.fd.try_clone() {
@@ -555,8 +751,14 @@ impl Office {
                 _ => break Some(Answer::Errno(libc::EPERM)),
             };
             let Copy::Send(held, message) = &copy else { break Some(Answer::Errno(libc::EPERM)) };
-            match perform::send(&self.desk(caller, call.id), held, message) {
-                Performed::Answer(Answer::Value(length)) => {
+            let known = cookie.and_then(|socket| {
+                self.unheard.recall(&self.view, caller, socket, || copy.fingerprint()).map(Performed::Answer)
+            });
+            match known.unwrap_or_else(|| perform::send(&self.desk(caller, call.id), held, message)) {
+                Performed::Answer(answer @ Answer::Value(length)) => {
+                    if cookie.is_some() {
+                        unheard.push((copy.fingerprint(), answer));
+                    }
                     let at = at.wrapping_add(network::HEADER_SIZE);
                     if let Err(errno) = caller.write(at, &(length as u32).to_ne_bytes()) {
                         break Some(Answer::Errno(errno as i32));
@@ -564,21 +766,46 @@ impl Office {
                     sent += 1;
                 }
                 other if sent == 0 => return self.performed(caller, other, call.id, None),
+                Performed::Pipe => return self.broken_pipe(caller, call.id, Answer::Value(sent as i64)),
                 _ => break None,
             }
         };
-        Some(if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) })
+        let answer = if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) };
+        let Some(socket) = cookie else { return Some(answer) };
+        if self.listener.send(call.id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, unheard);
+        }
+        None
     }
 
     /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
     fn accept(&self, caller: &Arc<Caller>, held: &Held, flags: i32, call: &Notification) -> Option<Answer> {
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
+        let listening = self.cookie(Some(held));
+        let numbered = |number: i64| {
+            let Some(socket) = listening else { return Some(Answer::Value(number)) };
+            if self.listener.send(call.id, Answer::Value(number)).is_err() {
+                self.unheard.keep(&self.view, caller, socket, [(0, Answer::Value(number))]);
+            }
+            None
+        };
+        let recalled = listening.and_then(|socket| self.unheard.recall(&self.view, caller, socket, || 0));
+        if let Some(Answer::Value(number)) = recalled {
+            // It has the connection already, but not this time's buffer the peer.
+            let peer = caller.descriptor(number as i32).and_then(socket::peer_address);
+            let _ = tell_peer(caller, call, &peer.unwrap_or_default());
+            return numbered(number);
+        }
         loop {
-            let (connection, peer) = match perform::accept(&self.desk(caller, call.id), held) {
-                Ok(accepted) => accepted,
-                Err(performed) => return self.performed(caller, performed, call.id, None),
+            let kept = listening.and_then(|socket| self.unheard.connection(socket));
+            let (connection, peer) = match kept {
+                Some((fd, peer)) => (Held { fd, socket: held.socket }, peer),
+                None => match perform::accept(&self.desk(caller, call.id), held) {
+                    Ok(accepted) => accepted,
+                    Err(performed) => return self.performed(caller, performed, call.id, None),
+                },
             };
             let action = intercept::accepted(held, &connection, &peer);
             let (event, decision, _) = self.decide(caller, action, None);
@@ -588,13 +815,25 @@ impl Office {
             if flags & libc::SOCK_NONBLOCK != 0 {
                 let _ = nix::fcntl::fcntl(&connection.fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
             }
+            // One who has been interrupted goes on, and uses the memory for something else.
+            if let Some(socket) = listening
+                && !self.listener.is_valid(call.id)
+            {
+                self.unheard.keep_connection(socket, connection.fd, peer);
+                return None;
+            }
             if let Err(errno) = tell_peer(caller, call, &peer) {
                 return Some(Answer::Errno(errno as i32));
             }
             let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-            return match self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec) {
-                Ok(()) => None,
-                Err(error) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
+            return match (self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec), listening) {
+                (Ok(None), _) => None,
+                (Ok(Some(number)), _) => numbered(number.into()),
+                (Err(error), Some(socket)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                    self.unheard.keep_connection(socket, connection.fd, peer);
+                    None
+                }
+                (Err(error), _) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
             };
         }
     }
@@ -615,8 +854,9 @@ impl Office {
         let target = match call {
             Call::Task("kill") if first == -1 => {
                 let ours = |pid| self.is_ours(pid);
+                let work = || Some(signals::to_everybody(&self.view, caller, second, ours));
                 self.relay.hand_over();
-                return Some(signals::to_everybody(&self.view, caller, second, ours));
+                return self.once(caller, notification.id, Some(NO_SOCKET), || second as u64, work);
             }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
             Call::Task("ptrace") => second,
@@ -648,10 +888,27 @@ impl Office {
     /// is sent here, to the process that was found.
     fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
         let ours = |pid| self.is_ours(pid);
-        match signals::by_descriptor(&self.view, caller, notification.args, ours) {
-            Ok(answer) => Some(answer),
-            Err(why) => Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why)),
+        let signal = match signals::by_descriptor(&self.view, caller, notification.args, ours) {
+            Ok(Ok(signal)) => signal,
+            Ok(Err(answer)) => return Some(answer),
+            Err(why) => {
+                let subject = caller.subject(&self.view);
+                return Some(self.refuse_always(subject, notification, "supervisor-protected", why));
+            }
+        };
+        if signal.for_itself && !self.listener.keeps_callers() {
+            // Before the answer the signal would end the call, and start it again.
+            if self.listener.send(notification.id, Answer::Value(0)).is_ok() {
+                signal.send();
+            }
+            return None;
         }
+        let call = || {
+            let mut hasher = DefaultHasher::new();
+            notification.args.hash(&mut hasher);
+            hasher.finish()
+        };
+        self.once(caller, notification.id, Some(NO_SOCKET), call, || Some(signal.send()))
     }
 
     fn group(&self) -> i32 {
@@ -685,34 +942,6 @@ fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Er
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// Facts about the event at hand, from the live process.
-struct LiveFacts {
-    view: Arc<View>,
-    callers: Arc<Callers>,
-    caller: Arc<Caller>,
-    parent: u32,
-    program: Option<Arc<Program>>,
-    digests: Mutex<Vec<(FileRole, String)>>,
-}
-
-impl Facts for LiveFacts {
-    fn ancestors(&self) -> Vec<Subject> {
-        self.callers.ancestors(&self.view, self.parent)
-    }
-
-    fn digest(&self, role: FileRole) -> Result<String, String> {
-        let program = self.program.as_ref().ok_or("the event has no file")?;
-        let file = program.files.get(role).ok_or("the event has no such file")?;
-        let found = digest(&self.view, file).map_err(|error| error.to_string())?;
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
-        Ok(found)
-    }
-
-    fn environment(&self, name: &str) -> Option<String> {
-        environment(&self.caller, self.program.as_ref()?.environment, name)
-    }
 }
 
 /// The kinds of event that an `exec` brings: both, whoever asked for one.

@@ -3,8 +3,9 @@
 //! What `callgate run` does, from the policy's file to the command's exit status. May depend on everything.
 
 use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -12,20 +13,28 @@ use crate::audit;
 use crate::decide::{Chain, ChainError};
 use crate::intercept::calls;
 use crate::launch::{self, Launch};
-use crate::plugin::{Engine, LoadError, builtin, kind};
-use crate::policy::{Mode, Policy, PolicyError, Source};
+use crate::plugin::cache::{self, Cache};
+use crate::plugin::{Engine, LoadError, builtin, kind, read_component};
+use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
+use crate::reload::Origin;
 use crate::supervise::Supervisor;
+use crate::sys::credentials::{Identity, capability_sets};
 use crate::sys::interruption;
 use crate::sys::seccomp::Filter;
 
 /// The policy where nobody names another.
 pub const DEFAULT_POLICY: &str = "/etc/callgate/policy.json";
 
+/// Where compiled plugins are kept, where nobody names another directory.
+pub const DEFAULT_CACHE: &str = "/var/cache/callgate";
+
 /// What is to be run, and how.
 #[derive(Debug)]
 pub struct Wrap {
     /// The policy's file.
     pub policy: PathBuf,
+    /// The directory of compiled plugins; it need not be there.
+    pub cache: PathBuf,
     /// The mode that a flag or the environment asks for, and which of them.
     pub mode: Option<(Mode, &'static str)>,
     /// The command and its arguments.
@@ -44,13 +53,17 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     let (policy, source) = Policy::load(&wrap.policy)?;
     let mode = mode(&policy, wrap.mode);
     interruption::tell_sent_from_faults()?;
-    let engine = Engine::new()?;
+    let mut engine = Engine::new()?;
+    if let Some(cache) = Cache::open(&wrap.cache, workload()?) {
+        engine = engine.cached(cache);
+    }
     let chain = load(&engine, &policy, &source)?;
     audit::withhold_descriptors(&policy.audit)?;
     let wanted = chain.subscriptions();
     let launch =
         Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
-    let mut supervisor = Supervisor::new(engine, chain, mode, &policy, &launch.without);
+    let origin = Origin::of(&wrap.policy)?;
+    let mut supervisor = Supervisor::new(engine, chain, mode, policy, &launch.without, origin, wrap.mode);
     let filter = |protected| {
         let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
         Filter::new(rules).context("cannot make the seccomp filter")
@@ -62,7 +75,7 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
 /// the kernel under it. `CAP_SYS_MODULE`, `CAP_SYS_RAWIO`, `CAP_SYS_PTRACE`, `CAP_PERFMON`, `CAP_BPF`.
 const WITHHELD: [u32; 5] = [16, 17, 19, 38, 39];
 
-fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
+pub(crate) fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
     match asked {
         Some((mode, by)) if mode != policy.mode && policy.lock_mode => {
             tracing::warn!("{by} asks for another mode, but the policy locks it: {}", policy.mode);
@@ -73,10 +86,45 @@ fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
     }
 }
 
+/// The most that the command and what it starts may be: what we are, less what is withheld.
+fn workload() -> Result<Identity> {
+    let withheld = WITHHELD.iter().fold(0_u64, |bits, capability| bits | 1 << capability);
+    Ok(Identity {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        groups: Vec::new(),
+        capabilities: capability_sets()?.permitted & !withheld,
+    })
+}
+
+/// Compiles the plugins of a policy that come from files into a cache, for the build of an image. Says where they are.
+///
+/// # Errors
+/// A mistake in the policy, a file that cannot be read or is no plugin, a directory that cannot be written.
+pub fn compile(policy: &Path, cache: &Path) -> Result<String> {
+    let (policy, source) = Policy::load(policy)?;
+    // First of all, whether they can be used.
+    load(&Engine::new()?, &policy, &source)?;
+    let mut components = Vec::new();
+    for plugin in &policy.plugins {
+        if let PluginSource::File { path, .. } = &plugin.source {
+            let component = File::open(path).and_then(read_component);
+            components.push(component.with_context(|| format!("cannot read {}", path.display()))?);
+        }
+    }
+    let filled = cache::fill(cache, &components).with_context(|| format!("cannot fill {}", cache.display()))?;
+    Ok(filled.iter().map(|path| format!("{}\n", path.display())).collect())
+}
+
 /// Loads the plugins of a policy.
 pub(crate) fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     // Plugins run only while the clock does; its thread has ended when this returns, so that we can fork.
     let _clock = engine.start_clock().context("cannot start a thread")?;
+    load_running(engine, policy, source)
+}
+
+/// The same, where the engine's clock runs already.
+pub(crate) fn load_running(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     let chain = Chain::load(engine, policy, builtin::ALLOWLIST_PRECOMPILED);
     Ok(chain.map_err(|error| explain(policy, source, error))?)
 }

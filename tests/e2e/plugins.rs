@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Fixture, Outcome, repository, run};
+use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 
 #[path = "../../plugins/component.rs"]
 mod component;
@@ -181,9 +182,13 @@ fn a_panic_is_recorded_with_its_message_and_a_fresh_instance_goes_on() {
     assert_eq!(outcome.stdout, "count\n126\ncount\n");
     let failure = &fixture.records()[0]["failures"][0];
     assert_eq!((&failure["plugin"], &failure["kind"]), (&json!("house"), &json!("panic")));
-    assert!(failure["message"].as_str().unwrap().contains("the house is on fire"), "{failure}");
-    for count in ["number 2 is", "number 1 is"] {
-        assert!(outcome.stderr.contains(count), "{count}: {outcome:?}");
+    let message = failure["message"].as_str().unwrap();
+    assert!(message.contains("the house is on fire") && message.contains("house-rules/src/lib.rs:"), "{failure}");
+    assert!(!outcome.stderr.contains('\x1b'), "colours for a pipe: {outcome:?}");
+    // The plugin's own log, and that of the crates `log` and `tracing`.
+    for count in ["number 2 is", "number 1 is", "log: 2", "log: 1", "tracing number=2", "tracing number=1"] {
+        let line = outcome.stderr.lines().find(|line| line.contains(count));
+        assert!(line.is_some_and(|line| line.contains("warning") && line.contains("house")), "{count}: {outcome:?}");
     }
 }
 
@@ -230,7 +235,7 @@ fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
 }
 
 /// The plugin of `tests/plugins/hostile.wat`, with these in their places.
-fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
+pub fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
     let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();
     let wat = wat.replace("(; declarations ;)", declarations).replace("(; configure ;)", configure);
     let mut module = wat::parse_str(wat.replace("(; decide ;)", decide)).unwrap();
@@ -386,4 +391,43 @@ fn a_file_that_is_not_the_one_that_the_policy_means_is_refused() {
     let outcome = fixture.run(&["/bin/true"]);
     assert_eq!(outcome.code(), 125);
     assert!(outcome.stderr.contains(&format!("if this is the plugin you mean, write \"{}\"", sha256(house_rules()))));
+}
+
+#[test]
+fn compiled_plugins_are_believed_only_where_the_workload_cannot_write() {
+    let fixture = with(json!([allowlist(), house(json!({ "argument": "--evil" }))]), json!({}));
+    let cache = fixture.path("cache");
+    let compiled =
+        run(Command::new(CALLGATE).args(["compile", "--policy"]).arg(fixture.policy()).arg("--cache").arg(&cache));
+    assert_eq!(compiled.code(), 0, "{compiled:?}");
+    let file = cache.join(format!("{}.cwasm", sha256(house_rules())));
+    assert_eq!(compiled.stdout, format!("{}\n", file.display()));
+
+    let start = |of_user: bool| {
+        let mut command = Command::new(if of_user { "setpriv" } else { "env" });
+        if of_user {
+            command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+        }
+        command.arg(CALLGATE).arg("--policy").arg(fixture.policy()).arg("--cache").arg(&cache).arg("true");
+        run(command.env("CALLGATE_LOG", "info"))
+    };
+    std::fs::File::create(fixture.path("records")).unwrap();
+    std::os::unix::fs::chown(fixture.path("records"), Some(1000), None).unwrap();
+    let not_used = |outcome: &Outcome| outcome.stderr.contains("is not used");
+    // Root can write everywhere. A user cannot write what is root's.
+    let (by_root, by_user) = (start(false), start(true));
+    assert_eq!((by_root.code(), by_user.code()), (0, 0), "{by_root:?} {by_user:?}");
+    assert!(by_root.stderr.contains("stands above file permissions") && not_used(&by_root), "{by_root:?}");
+    assert!(!not_used(&by_user), "{by_user:?}");
+    // That it was used shows where it is no code.
+    let code = std::fs::read(&file).unwrap();
+    std::fs::write(&file, b"nonsense").unwrap();
+    let outcome = start(true);
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(not_used(&outcome), "{outcome:?}");
+    std::fs::write(&file, code).unwrap();
+    assert!(!not_used(&start(true)));
+    std::fs::set_permissions(&cache, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let outcome = start(true);
+    assert!(outcome.stderr.contains("may write it"), "{outcome:?}");
 }

@@ -26,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
 use crate::event::{Event, Subject};
-use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, WhenFull};
+use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, Source, WhenFull};
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -82,9 +82,23 @@ pub struct Refusal {
     pub outcome: Outcome,
 }
 
+/// Another policy is in force.
+#[derive(Debug, Clone)]
+pub struct Reloaded {
+    /// The mode from now on.
+    pub mode: Mode,
+    /// When, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The policy.
+    pub policy: Source,
+    /// How it came.
+    pub by: &'static str,
+    /// The names of its plugins.
+    pub plugins: Vec<String>,
+}
+
 /// The audit log.
 pub struct Audit {
-    mode: Mode,
     /// Records so far.
     count: AtomicU64,
     decisions: Decisions,
@@ -108,6 +122,7 @@ enum Item {
 enum Entry {
     Decision(Record),
     Refusal(Refusal),
+    Reloaded(Reloaded),
     /// How many records each sink has lost.
     Lost(Mode, Vec<(String, u64)>),
 }
@@ -119,6 +134,8 @@ impl Entry {
             Self::Decision(record) => line::json(record, number),
             Self::Refusal(refusal) if text => line::refusal_text(refusal, colour),
             Self::Refusal(refusal) => line::refusal_json(refusal, number),
+            Self::Reloaded(reloaded) if text => line::reloaded_text(reloaded, colour),
+            Self::Reloaded(reloaded) => line::reloaded_json(reloaded, number),
             Self::Lost(mode, lost) => line::lost(*mode, number, lost, text),
         }
     }
@@ -135,7 +152,7 @@ impl Audit {
     ///
     /// # Errors
     /// A file or descriptor cannot be opened. A socket is connected to when there is a record, and again if that fails.
-    pub fn start(settings: &AuditSettings, mode: Mode) -> Result<Self> {
+    pub fn start(settings: &AuditSettings) -> Result<Self> {
         let mut sinks = Vec::new();
         for sink in &settings.sinks {
             let name = sink.to.to_string();
@@ -157,7 +174,7 @@ impl Audit {
                 .context("cannot start a thread")?;
             sinks.push(Queue { name, lines: Mutex::new(Some(sender)), progress });
         }
-        Ok(Self { mode, count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
+        Ok(Self { count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
     }
 
     /// Whether allowed calls are recorded too.
@@ -173,6 +190,11 @@ impl Audit {
     /// Writes a record of a call that we refuse.
     pub fn refusal(&self, refusal: Refusal) {
         self.put(Entry::Refusal(refusal));
+    }
+
+    /// Writes a record of another policy that is in force now.
+    pub fn reloaded(&self, reloaded: Reloaded) {
+        self.put(Entry::Reloaded(reloaded));
     }
 
     fn put(&self, entry: Entry) {
@@ -212,7 +234,7 @@ impl Audit {
     }
 
     /// Says what was lost, and waits for the sinks, for `most` at the most.
-    pub fn finish(&self, most: Duration) {
+    pub fn finish(&self, mode: Mode, most: Duration) {
         let lost: Vec<(String, u64)> = self
             .sinks
             .iter()
@@ -223,7 +245,7 @@ impl Audit {
             .filter(|(_, count)| *count > 0)
             .collect();
         if !lost.is_empty() {
-            self.put(Entry::Lost(self.mode, lost));
+            self.put(Entry::Lost(mode, lost));
         }
         self.flush(most);
         for queue in &self.sinks {

@@ -81,6 +81,16 @@ impl Chain {
         Ok(Self::of(plugins, policy.default))
     }
 
+    /// Goes on where `old` was: with its numbers, and the instances of those plugins that are the same in both.
+    pub fn take_over(&mut self, old: &mut Self) {
+        self.sequence = old.sequence;
+        for link in &mut self.links {
+            if let Some(same) = old.links.iter_mut().find(|other| other.plugin.is_like(&link.plugin)) {
+                std::mem::swap(&mut link.plugin, &mut same.plugin);
+            }
+        }
+    }
+
     /// The plugins.
     pub fn plugins(&self) -> impl Iterator<Item = &Plugin> {
         self.links.iter().map(|link| &link.plugin)
@@ -175,24 +185,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::decide::FileRole;
+    use crate::decide::KnownFacts;
     use crate::event::{Action, Exec, Socket, Subject};
-
-    struct NoFacts;
-
-    impl Facts for NoFacts {
-        fn ancestors(&self) -> Vec<Subject> {
-            Vec::new()
-        }
-
-        fn digest(&self, _: FileRole) -> Result<String, String> {
-            Err("none".into())
-        }
-
-        fn environment(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
 
     /// What a stub answers.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +245,9 @@ mod tests {
     }
 
     fn decide(chain: &mut Chain<Stub>) -> Decision {
-        chain.decide(&mut event(Action::Exec(Exec::default())), &(Arc::new(NoFacts) as Arc<dyn Facts>))
+        let mut event = event(Action::Exec(Exec::default()));
+        let facts = KnownFacts::default().about(&event);
+        chain.decide(&mut event, &facts)
     }
 
     #[test]
@@ -303,7 +299,8 @@ mod tests {
         let mut chain = enforced(&[Says::Deny], DefaultVerdict::Deny);
         assert!(!chain.subscriptions().contains(EventKind::Socket));
         let mut socket = event(Action::Socket(Socket { family: 2, kind: 1, protocol: 0 }));
-        let decision = chain.decide(&mut socket, &(Arc::new(NoFacts) as Arc<dyn Facts>));
+        let facts = KnownFacts::default().about(&socket);
+        let decision = chain.decide(&mut socket, &facts);
         assert_eq!((decision.denial, chain.links[0].plugin.asked.len()), (None, 0));
     }
 
@@ -312,7 +309,8 @@ mod tests {
         let mut chain = enforced(&[Says::Allow], DefaultVerdict::Deny);
         assert!(chain.subscriptions().contains(EventKind::ExecFileless));
         let mut fileless = event(Action::ExecFileless(Exec::default()));
-        let decision = chain.decide(&mut fileless, &(Arc::new(NoFacts) as Arc<dyn Facts>));
+        let facts = KnownFacts::default().about(&fileless);
+        let decision = chain.decide(&mut fileless, &facts);
         assert_eq!((decision.denial.is_some(), chain.links[0].plugin.asked.len()), (true, 0));
     }
 

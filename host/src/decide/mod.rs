@@ -5,10 +5,12 @@
 
 mod chain;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::chain::{Chain, ChainError, Judge};
-use crate::event::{EventKind, Subject};
+use crate::event::{Action, Address, Event, EventKind, Socket, Subject};
 
 /// What a plugin may ask about the event at hand. Fetched only when asked for.
 ///
@@ -23,6 +25,106 @@ pub trait Facts: Send + Sync {
     fn digest(&self, role: FileRole) -> Result<String, String>;
     /// A variable of the environment that the new program gets, or the process was started with.
     fn environment(&self, name: &str) -> Option<String>;
+    /// A standard stream of the process (0, 1, 2).
+    fn standard_stream(&self, number: u32) -> Stream;
+    /// The names of the event's IP address that are known.
+    fn names(&self) -> Vec<String>;
+    /// When the workload was started, in milliseconds since the Unix epoch.
+    fn started_ms(&self) -> u64;
+}
+
+/// What one of a process's standard streams is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    /// There is none of that number.
+    Closed,
+    /// A regular file or a directory, by its path.
+    File(String),
+    /// A terminal, by its path.
+    Terminal(String),
+    /// A pipe or fifo.
+    Pipe,
+    /// A socket, and the address that it is connected to.
+    Socket {
+        /// The socket.
+        socket: Socket,
+        /// The address that it is connected to, if it is.
+        #[serde(default)]
+        peer: Option<Address>,
+    },
+    /// Anything else, by what the kernel calls it.
+    Other(String),
+    /// We cannot tell.
+    #[default]
+    Unknown,
+}
+
+/// Facts that were written down: for events without a live process, in a replay, or where an author tries a plugin. What
+/// is not written down is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KnownFacts {
+    /// Ancestors of the subject, parent first.
+    pub ancestors: Vec<Subject>,
+    /// SHA-256 of the event's files, by the file's path.
+    pub digests: BTreeMap<String, String>,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+    /// The standard streams, from 0.
+    pub standard_streams: Vec<Stream>,
+    /// The names of the event's IP address.
+    pub names: Vec<String>,
+    /// When the workload was started, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
+}
+
+impl KnownFacts {
+    /// These facts, about this event.
+    pub fn about(self, event: &Event) -> Arc<dyn Facts> {
+        let files = match &event.action {
+            Action::Exec(exec) | Action::ExecFileless(exec) => {
+                let interpreters = exec.interpreters.iter().enumerate();
+                let interpreters = interpreters.map(|(at, file)| (FileRole::Interpreter(at), file.path.clone()));
+                let loader = exec.loader.iter().map(|file| (FileRole::Loader, file.path.clone()));
+                [(FileRole::File, exec.file.path.clone())].into_iter().chain(interpreters).chain(loader).collect()
+            }
+            _ => Vec::new(),
+        };
+        Arc::new(Known { facts: self, files })
+    }
+}
+
+struct Known {
+    facts: KnownFacts,
+    files: Vec<(FileRole, String)>,
+}
+
+impl Facts for Known {
+    fn ancestors(&self) -> Vec<Subject> {
+        self.facts.ancestors.clone()
+    }
+
+    fn digest(&self, role: FileRole) -> Result<String, String> {
+        let (_, path) = self.files.iter().find(|(of, _)| *of == role).ok_or("the event has no such file")?;
+        self.facts.digests.get(path).cloned().ok_or_else(|| format!("the digest of {path} is not written down"))
+    }
+
+    fn environment(&self, name: &str) -> Option<String> {
+        self.facts.environment.get(name).cloned()
+    }
+
+    fn standard_stream(&self, number: u32) -> Stream {
+        self.facts.standard_streams.get(number as usize).cloned().unwrap_or_default()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.facts.names.clone()
+    }
+
+    fn started_ms(&self) -> u64 {
+        self.facts.started_ms
+    }
 }
 
 /// Which file of an exec event.

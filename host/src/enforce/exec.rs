@@ -130,11 +130,20 @@ fn held(
 ) -> io::Result<Verified> {
     let thread = Pid::from_raw(caller.tid as i32);
     let options = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL;
-    match ptrace::seize(thread, options) {
-        Ok(()) => {}
-        Err(Errno::ESRCH) => return Ok(Verified::Gone),
-        Err(Errno::EPERM) => return Ok(Verified::Traced),
-        Err(error) => return Err(error.into()),
+    loop {
+        match ptrace::seize(thread, options) {
+            Ok(()) => break,
+            Err(Errno::ESRCH) => return Ok(Verified::Gone),
+            // Before Linux 5.19 the caller may have come again while another thread of ours still holds it.
+            Err(Errno::EPERM) if !listener.keeps_callers() && traced::is_held_by_us(view, caller.tid) => {
+                if !listener.is_valid(id) {
+                    return Ok(Verified::Gone);
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(Errno::EPERM) => return Ok(Verified::Traced),
+            Err(error) => return Err(error.into()),
+        }
     }
     // The interruption stays pending until the call is over. Before Linux 5.19 it would end the notification instead, and so
     // comes after the answer: an exec that has gone through by then has stopped all the same.

@@ -19,7 +19,7 @@ use crate::relay::Relay;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
 use crate::sys::memory::Pages;
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::{pidfd, process, socket};
+use crate::sys::{process, socket};
 
 /// What a performed call came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum Performed {
     Gone,
     /// Something other than what was decided on came to be: the caller must be killed.
     Mismatch,
+    /// `EPIPE`, and SIGPIPE.
+    Pipe,
 }
 
 impl From<io::Result<i64>> for Performed {
@@ -346,7 +348,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
         let result = if wait {
             match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
                 Ok(result) => result,
-                Err(Performed::Interrupted { .. }) if sending.sent > 0 => Ok(0),
+                Err(Performed::Interrupted { .. } | Performed::Gone) if sending.sent > 0 => Ok(0),
                 Err(performed) => return performed,
             }
         } else {
@@ -366,10 +368,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINPROGRESS) if !wait && may_wait() => wait = true,
                 Some(libc::EPIPE) if message.flags & libc::MSG_NOSIGNAL == 0 && held.is_stream() => {
-                    if desk.listener.is_valid(desk.id) {
-                        let _ = pidfd::signal_thread(desk.caller.pid, desk.caller.tid, libc::SIGPIPE);
-                    }
-                    return Err(error).into();
+                    return Performed::Pipe;
                 }
                 _ => return Err(error).into(),
             },
@@ -447,8 +446,11 @@ impl<'a> Sending<'a> {
             // A call that waited and was cut short has met a signal, a time limit or an error; the next one says which.
             return !waited;
         }
+        let kept = || self.desk.listener.keeps_callers() || self.desk.listener.is_valid(self.desk.id);
         match self.rest.take(self.desk.caller) {
             Ok(more) if more.is_empty() => false,
+            // One who has been interrupted goes on, and uses the memory for something else.
+            Ok(_) if !kept() => false,
             Ok(more) => {
                 self.later = Some(more);
                 self.at = 0;

@@ -50,7 +50,27 @@ pub fn to_everybody(view: &View, caller: &Caller, signal: i32, ours: impl Fn(u32
     if sent.is_empty() { Answer::Errno(result as i32) } else { Answer::Value(0) }
 }
 
-/// pidfd_send_signal(2).
+/// A signal that may be sent.
+#[derive(Debug)]
+pub struct Directed {
+    process: OwnedFd,
+    signal: i32,
+    flags: u32,
+    /// Whether it is for the caller's own process.
+    pub for_itself: bool,
+}
+
+impl Directed {
+    /// Sends it.
+    pub fn send(&self) -> Answer {
+        match send(&self.process, self.signal, self.flags) {
+            Ok(()) => Answer::Value(0),
+            Err(error) => Answer::Errno(error.raw_os_error().unwrap_or(libc::EPERM)),
+        }
+    }
+}
+
+/// pidfd_send_signal(2): the signal that is to be sent, or what to answer instead.
 ///
 /// # Errors
 /// Why it is refused: it is meant for one of `ours`, or cannot be told whom it is meant for.
@@ -59,9 +79,9 @@ pub fn by_descriptor(
     caller: &Caller,
     arguments: [u64; 6],
     ours: impl Fn(u32) -> bool,
-) -> Result<Answer, &'static str> {
+) -> Result<Result<Directed, Answer>, &'static str> {
     let (fd, signal, info, flags) = (arguments[0] as i32, arguments[1] as i32, arguments[2], arguments[3] as u32);
-    let errno = |errno: i32| Ok(Answer::Errno(errno));
+    let errno = |errno: i32| Ok(Err(Answer::Errno(errno)));
     // Flags that say thread, process or group (Linux 6.9).
     const KNOWN: u32 = 0b111;
     if flags & !KNOWN != 0 || !(0..=HIGHEST).contains(&signal) {
@@ -101,10 +121,7 @@ pub fn by_descriptor(
             Err(error) => return errno(error as i32),
         }
     }
-    match send(&process, signal, flags) {
-        Ok(()) => Ok(Answer::Value(0)),
-        Err(error) => errno(error.raw_os_error().unwrap_or(libc::EPERM)),
-    }
+    Ok(Ok(Directed { process, signal, flags, for_itself: status.pid == caller.pid }))
 }
 
 fn send(process: &OwnedFd, signal: i32, flags: u32) -> std::io::Result<()> {

@@ -22,7 +22,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -176,11 +176,7 @@ impl Tracer {
     /// is one of us.
     fn seize(view: &View, caller: &Caller, process: u32, deadline: Instant) -> Option<Self> {
         let tid = caller.status().ok()?.tracer;
-        let is_ours = |tid: u32| {
-            let task = format!("self/task/{tid}");
-            openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
-        };
-        if tid == 0 || is_ours(tid) {
+        if tid == 0 || is_ours(view, tid) {
             return None;
         }
         let thread = Pid::from_raw(tid as i32);
@@ -190,7 +186,7 @@ impl Tracer {
         while let Err(error) = ptrace::seize(thread, options) {
             // Another thread of ours may hold it, to make a call for it.
             let holder = status(view, tid)?.tracer;
-            if error != Errno::EPERM || holder != 0 && !is_ours(holder) || Instant::now() > deadline {
+            if error != Errno::EPERM || holder != 0 && !is_ours(view, holder) || Instant::now() > deadline {
                 return None;
             }
             std::thread::sleep(Duration::from_micros(100));
@@ -289,6 +285,16 @@ impl Drop for Tracer {
     }
 }
 
+/// Whether a thread of ours traces this one, or has just let go of it.
+pub(super) fn is_held_by_us(view: &View, tid: u32) -> bool {
+    status(view, tid).is_some_and(|status| status.tracer == 0 || is_ours(view, status.tracer))
+}
+
+fn is_ours(view: &View, tid: u32) -> bool {
+    let task = format!("self/task/{tid}");
+    openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
+}
+
 /// A process that has stopped for its tracer, as proc_pid_stat(5) shows it.
 const STOPPED: char = 't';
 /// One that has ended.
@@ -340,15 +346,23 @@ fn read(view: &View, name: &str) -> Option<String> {
     io::read_to_string(File::from(file)).ok()
 }
 
-type Image = (u64, [u8; 16]);
+pub(super) type Image = (u64, [u8; 16]);
 
 /// What tells one image of a process from the next: where the kernel has put its random bytes, and which they are
 /// (`AT_RANDOM`, getauxval(3)).
-fn image(view: &View, pid: u32) -> Option<Image> {
+pub(super) fn image(view: &View, pid: u32) -> Option<Image> {
     let address = auxiliary(view, pid, libc::AT_RANDOM)?;
     let mut random = [0; 16];
     memory(view, pid)?.read_exact_at(&mut random, address).ok()?;
     Some((address, random))
+}
+
+/// When a thread was started, in clock ticks since the machine was (proc_pid_stat(5)). `directory` is its `/proc/TID`.
+pub(super) fn start_time(directory: BorrowedFd<'_>) -> Option<u64> {
+    let file = openat(directory, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let text = io::read_to_string(File::from(file)).ok()?;
+    // The 22nd field; the second is a name in parentheses, with whatever in it, and the third comes after.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// An entry of the auxiliary vector.

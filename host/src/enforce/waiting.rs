@@ -131,6 +131,15 @@ impl Room {
         Seat { room: self, id }
     }
 
+    /// Ends the wait for this notification at once, if somebody sits here for it. It has to be asked for again until it is
+    /// over: a thread that is only about to wait takes no notice.
+    pub fn hurry(&self, id: u64) {
+        let inner = self.lock();
+        if let Some(call) = inner.calls.get(&id) {
+            interruption::interrupt(call.thread); // its seat is taken, so this is the thread
+        }
+    }
+
     /// Looks after those who wait, for ever. The kernel tells nobody but the caller that it has got a signal, so there is
     /// nothing for it but to look: the longer somebody has waited, the more seldom. It does tell that a caller has died.
     pub fn watch(&self, listener: &Listener) {

@@ -9,14 +9,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 
 use crate::event::{File, Subject};
-use crate::intercept::path::{View, changed_ns};
+use crate::intercept::path::{View, changed_ns, same_file};
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
 
@@ -35,6 +35,8 @@ pub(super) struct Thread {
     directory: OwnedFd,
     /// The process (or, from Linux 6.9, the very thread).
     pidfd: OwnedFd,
+    /// Whether `pidfd` is the thread's own: of the thread itself, or the thread leads its process.
+    exact: bool,
     /// The memory that it had when this was opened: after an exec it has another, and this one may still be somebody
     /// else's.
     memory: OnceLock<fs::File>,
@@ -84,11 +86,14 @@ impl Thread {
     fn open(view: &View, tid: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(view.proc(), tid.to_string().as_str(), flags, Mode::empty())?;
-        let pidfd = match pidfd::open(tid, Target::Thread) {
-            Ok(pidfd) => pidfd,
-            Err(_) => pidfd::open(Status::read(directory.as_fd())?.pid, Target::Process)?,
+        let (pidfd, exact) = match pidfd::open(tid, Target::Thread) {
+            Ok(pidfd) => (pidfd, true),
+            Err(_) => {
+                let leader = Status::read(directory.as_fd())?.pid;
+                (pidfd::open(leader, Target::Process)?, leader == tid)
+            }
         };
-        Ok(Self { directory, pidfd, memory: OnceLock::new(), executable: Mutex::default() })
+        Ok(Self { directory, pidfd, exact, memory: OnceLock::new(), executable: Mutex::default() })
     }
 
     /// Whether it has ended, and its end has been seen by whoever had to.
@@ -235,9 +240,28 @@ impl Caller {
     /// A copy of one of the caller's descriptors.
     ///
     /// # Errors
-    /// `EBADF`: it has no such descriptor. Anything else: we can't tell.
+    /// `EBADF`: it has no such descriptor. `EPERM`: it has, but before Linux 6.9 we come by those of the process's leader
+    /// only, which has ended, or another table. Anything else: we can't tell.
     pub fn descriptor(&self, fd: i32) -> io::Result<OwnedFd> {
-        pidfd::duplicate(self.pidfd(), fd)
+        let found = pidfd::duplicate(self.pidfd(), fd);
+        if self.thread.exact {
+            return found;
+        }
+        let theirs = fstat(self.handle(fd)?)?;
+        match found {
+            Ok(ours) if same_file(&fstat(&ours)?, &theirs) => Ok(ours),
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => Err(error),
+            Ok(_) | Err(_) => {
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "network calls of threads whose leader has ended, or has other descriptors, are refused: before \
+                         Linux 6.9 their sockets are out of reach"
+                    );
+                });
+                Err(Errno::EPERM.into())
+            }
+        }
     }
 
     /// The file behind one of the caller's descriptors, as an `O_PATH` handle: needs no `pidfd_getfd`.

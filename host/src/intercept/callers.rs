@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -28,7 +29,7 @@ const SHARE: u64 = 12;
 #[derive(Debug)]
 pub struct Callers {
     /// Whether an exec of any of them is seen.
-    sees_execs: bool,
+    sees_execs: AtomicBool,
     most: usize,
     known: Mutex<Known>,
 }
@@ -55,6 +56,7 @@ impl Callers {
     /// None yet. `sees_execs`: [`Self::exec`] is called for every exec that anybody makes.
     pub fn new(sees_execs: bool) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let sees_execs = AtomicBool::new(sees_execs);
         Self { sees_execs, most: (limit / SHARE / 3).min(MOST) as usize, known: Mutex::default() }
     }
 
@@ -124,7 +126,7 @@ impl Callers {
     fn find(&self, tid: u32) -> (Option<Caller>, u64) {
         let (kept, execs) = self.known().find(tid);
         let caller = kept.and_then(|thread| {
-            let caller = Caller::look_again(tid, Arc::clone(&thread), self.sees_execs).ok();
+            let caller = Caller::look_again(tid, Arc::clone(&thread), self.sees_execs.load(SeqCst)).ok();
             if caller.is_none() {
                 self.known().forget(tid, &thread);
             }
@@ -136,6 +138,11 @@ impl Callers {
     fn keep(&self, caller: &Caller, execs: u64) {
         let too_many = self.known().keep(caller, execs, self.most);
         drop(too_many); // which takes system calls, and no lock
+    }
+
+    /// An exec may go through without [`Self::exec`], nobody knows whose.
+    pub fn misses_an_exec(&self) {
+        self.sees_execs.store(false, SeqCst);
     }
 
     /// A thread of this process is about to be let go on with an exec. To be called before it is.

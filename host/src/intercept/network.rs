@@ -54,6 +54,11 @@ impl Held {
         Ok(Self { fd, socket })
     }
 
+    /// What tells the socket from all others.
+    pub fn cookie(&self) -> Option<u64> {
+        socket::cookie(&self.fd).ok()
+    }
+
     /// Whether a call on it waits rather than failing with `EAGAIN`.
     pub fn blocks(&self) -> bool {
         fcntl(&self.fd, FcntlArg::F_GETFL)
@@ -327,7 +332,7 @@ impl std::ops::Deref for Payload {
 
 /// Where in the caller's memory the rest of a payload is. Nothing was decided on it, and it is read once, too: when what is
 /// before it has been sent.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Rest(VecDeque<(u64, u64)>);
 
 impl Rest {

@@ -1,6 +1,8 @@
 //! The types of `sdk/wit`, and events as such.
 
-use crate::event;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::{decide, event};
 
 wasmtime::component::bindgen!({
     path: "../sdk/wit",
@@ -102,28 +104,65 @@ fn socket(socket: event::Socket) -> types::Socket {
     types::Socket { family: socket.family, kind: socket.kind, protocol: socket.protocol }
 }
 
-fn address(address: &event::Address) -> types::Address<'_> {
+fn address(address: &event::Address) -> types::AddressParam<'_> {
     match address {
-        event::Address::Ipv4 { ip, port } => types::Address::Ipv4(types::Ipv4Address { ip: ip.to_bits(), port: *port }),
-        event::Address::Ipv6 { ip, port, scope } => {
-            let bits = ip.to_bits();
-            types::Address::Ipv6(types::Ipv6Address {
-                high: (bits >> 64) as u64,
-                low: bits as u64,
-                port: *port,
-                scope: *scope,
-            })
-        }
-        event::Address::Unix { path } => types::Address::Unix(path),
-        event::Address::UnixAbstract { name } => types::Address::UnixAbstract(name),
-        event::Address::UnixUnnamed => types::Address::UnixUnnamed,
+        event::Address::Ipv4 { ip, port } => types::AddressParam::Ipv4(ipv4(*ip, *port)),
+        event::Address::Ipv6 { ip, port, scope } => types::AddressParam::Ipv6(ipv6(*ip, *port, *scope)),
+        event::Address::Unix { path } => types::AddressParam::Unix(path),
+        event::Address::UnixAbstract { name } => types::AddressParam::UnixAbstract(name),
+        event::Address::UnixUnnamed => types::AddressParam::UnixUnnamed,
         event::Address::Netlink { pid, groups } => {
-            types::Address::Netlink(types::NetlinkAddress { pid: *pid, groups: *groups })
+            types::AddressParam::Netlink(types::NetlinkAddress { pid: *pid, groups: *groups })
         }
-        event::Address::Vsock { cid, port } => types::Address::Vsock(types::VsockAddress { cid: *cid, port: *port }),
-        event::Address::Unspecified => types::Address::Unspecified,
-        event::Address::Other { number, data } => types::Address::Other(types::OtherAddress { number: *number, data }),
+        event::Address::Vsock { cid, port } => {
+            types::AddressParam::Vsock(types::VsockAddress { cid: *cid, port: *port })
+        }
+        event::Address::Unspecified => types::AddressParam::Unspecified,
+        event::Address::Other { number, data } => {
+            types::AddressParam::Other(types::OtherAddressParam { number: *number, data })
+        }
     }
+}
+
+/// A standard stream, as the plugin gets it.
+pub(super) fn stream(stream: decide::Stream) -> types::Stream {
+    match stream {
+        decide::Stream::Closed => types::Stream::Closed,
+        decide::Stream::File(path) => types::Stream::File(path),
+        decide::Stream::Terminal(path) => types::Stream::Terminal(path),
+        decide::Stream::Pipe => types::Stream::Pipe,
+        decide::Stream::Socket { socket: it, peer } => {
+            types::Stream::Socket(types::StreamSocket { socket: socket(it), peer: peer.map(owned_address) })
+        }
+        decide::Stream::Other(name) => types::Stream::Other(name),
+        decide::Stream::Unknown => types::Stream::Unknown,
+    }
+}
+
+/// An address that goes into a plugin as the answer of a host function.
+fn owned_address(address: event::Address) -> types::AddressResult {
+    match address {
+        event::Address::Ipv4 { ip, port } => types::AddressResult::Ipv4(ipv4(ip, port)),
+        event::Address::Ipv6 { ip, port, scope } => types::AddressResult::Ipv6(ipv6(ip, port, scope)),
+        event::Address::Unix { path } => types::AddressResult::Unix(path),
+        event::Address::UnixAbstract { name } => types::AddressResult::UnixAbstract(name),
+        event::Address::UnixUnnamed => types::AddressResult::UnixUnnamed,
+        event::Address::Netlink { pid, groups } => types::AddressResult::Netlink(types::NetlinkAddress { pid, groups }),
+        event::Address::Vsock { cid, port } => types::AddressResult::Vsock(types::VsockAddress { cid, port }),
+        event::Address::Unspecified => types::AddressResult::Unspecified,
+        event::Address::Other { number, data } => {
+            types::AddressResult::Other(types::OtherAddressResult { number, data })
+        }
+    }
+}
+
+fn ipv4(ip: Ipv4Addr, port: u16) -> types::Ipv4Address {
+    types::Ipv4Address { ip: ip.to_bits(), port }
+}
+
+fn ipv6(ip: Ipv6Addr, port: u16, scope: u32) -> types::Ipv6Address {
+    let bits = ip.to_bits();
+    types::Ipv6Address { high: (bits >> 64) as u64, low: bits as u64, port, scope }
 }
 
 /// The kinds that a plugin subscribed to.

@@ -7,6 +7,7 @@
 
 mod bindings;
 pub mod builtin;
+pub mod cache;
 mod code;
 mod engine;
 pub mod engine_config;
@@ -24,6 +25,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap};
 
 use self::bindings::{PluginPre, types};
+pub use self::code::read_component;
 pub use self::engine::{Clock, Engine, EngineError};
 use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
@@ -117,17 +119,22 @@ impl Plugin {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(engine: &Engine, settings: &PluginSettings, builtin: &'static [u8]) -> Result<Self, LoadError> {
-        let component = code::component(engine, settings, builtin)?;
+        let (component, digest) = code::component(engine, settings, builtin)?;
         let mut linker = Linker::new(engine.wasm());
         let code = bindings::Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)
             .and_then(|()| PluginPre::new(linker.instantiate_pre(&component)?))
             .map_err(|e| LoadError::Interface(format!("{e:#}")))?;
 
         let name: Arc<str> = settings.name.as_str().into();
-        let blueprint =
-            Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
+        let blueprint = Blueprint {
+            engine: engine.clone(),
+            code,
+            digest,
+            config: settings.config.clone(),
+            memory: settings.memory,
+        };
         let Started { live, description, subscriptions } =
-            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|failed| match failed.error {
+            blueprint.start(Log::new(Arc::clone(&name)), Paths::of(engine)).map_err(|failed| match failed.error {
                 StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
                 StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
             })?;
@@ -139,6 +146,14 @@ impl Plugin {
             subscriptions,
             instance: Instance::Live(live),
         })
+    }
+
+    /// Whether both are the same: name, code, configuration and limits.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.blueprint, &other.blueprint);
+        self.name == other.name
+            && self.deadline == other.deadline
+            && (one.digest, &one.config, one.memory) == (two.digest, &two.config, two.memory)
     }
 
     /// Its name in the policy.
@@ -210,6 +225,8 @@ impl Plugin {
 struct Blueprint {
     engine: Engine,
     code: PluginPre<State>,
+    /// SHA-256 of the component.
+    digest: [u8; 32],
     config: String,
     memory: usize,
 }
@@ -397,25 +414,9 @@ impl Broken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::FileRole;
+    use crate::decide::KnownFacts;
     use crate::event::{Action, Exec, Subject};
     use crate::policy::{Policy, Source};
-
-    struct NoFacts;
-
-    impl Facts for NoFacts {
-        fn ancestors(&self) -> Vec<Subject> {
-            Vec::new()
-        }
-
-        fn digest(&self, _: FileRole) -> Result<String, String> {
-            Err("none".into())
-        }
-
-        fn environment(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
 
     #[test]
     fn a_plugin_without_an_instance_fails_until_it_gets_one() {
@@ -426,7 +427,7 @@ mod tests {
         let mut plugin = Plugin::load(&engine, &policy.plugins[0], builtin::ALLOWLIST_PRECOMPILED).unwrap();
         let action = Action::Exec(Exec::default());
         let event = Event { sequence: 1, time_ms: 0, subject: Subject::default(), action };
-        let facts: Arc<dyn Facts> = Arc::new(NoFacts);
+        let facts = KnownFacts::default().about(&event);
 
         drop(clock);
         plugin.restart();
