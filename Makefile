@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build demo test lint deny aarch64 schema
+.PHONY: build demo test bench lint deny aarch64 schema
 
 build:
 	@.ci/setup build
@@ -18,6 +18,11 @@ demo:
 # The tests run `make demo`, as the README shows it, and are not to wait until it is built.
 test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
+
+# What it costs: a table, and bench.json. QUICK=1 takes a minute, otherwise it is a quarter of an hour. See BENCHMARKS.md.
+bench: build
+	@.ci/setup bench
+	tests/bench/run $(CALLGATE) $(if $(QUICK),--quick)
 
 lint:
 	@.ci/setup test

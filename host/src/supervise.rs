@@ -30,7 +30,7 @@ use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::{self, Caller};
+use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -93,7 +93,7 @@ struct Office {
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
-    callers: Callers,
+    callers: Arc<Callers>,
     unheard: Unheard,
     guardian: Option<u32>,
     relay: Relay,
@@ -140,7 +140,7 @@ impl Supervision for Supervisor {
             renewal,
             room,
             sockets: Sockets::default(),
-            callers: Callers::new(wanted.contains(EventKind::Exec)),
+            callers: Arc::new(Callers::new(wanted.contains(EventKind::Exec))),
             unheard: Unheard::default(),
             guardian,
             relay: Relay::new({
@@ -154,7 +154,9 @@ impl Supervision for Supervisor {
         let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
         thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
-            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| {
+                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| relieved.callers.forget_the_dead()))
+            })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
         control(&office);
@@ -275,9 +277,10 @@ impl Office {
         drop(current);
         drop(old);
         *sighup = policy.sighup;
-        let plugins: Vec<&str> = policy.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-        self.audit.reloaded(&Reloaded { mode, time_ms: now_ms(), policy: &source, by, plugins: &plugins });
-        Ok(format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", ")))
+        let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
+        let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
+        self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
+        Ok(said)
     }
 
     fn mode(&self) -> Mode {
@@ -389,7 +392,11 @@ impl Office {
                     _ => "; the supervisor may need CAP_SYS_PTRACE",
                 };
                 let why = format!("the caller cannot be looked at ({error}){may_need}");
-                return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
+                let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
+                if answer == Answer::Continue {
+                    self.callers.misses_an_exec();
+                }
+                return Some(answer);
             }
         };
         let answer = self.answer_to(&caller, notification);
@@ -491,16 +498,16 @@ impl Office {
         outcome: fn(i32) -> Outcome,
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
-        self.audit.refusal(&Refusal {
+        self.audit.refusal(Refusal {
             mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, subject.parent),
+            ancestors: self.callers.ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
             architecture: call.arch,
-            rule,
-            reason,
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
             outcome: outcome(errno as i32),
         });
     }
@@ -510,8 +517,9 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, event.subject.parent);
-        self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
+        let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
+        let (event, decision) = (event.clone(), decision.clone());
+        self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -521,7 +529,8 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
+        let facts =
+            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -684,7 +693,10 @@ impl Office {
     ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),
-            Performed::Gone => None,
+            Performed::Gone => {
+                self.callers.forget(caller);
+                None
+            }
             Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);

@@ -156,7 +156,7 @@ struct ReloadedLine<'a> {
     /// How it came: `read again` or `handed over`.
     by: &'a str,
     /// Its plugins.
-    plugins: &'a [&'a str],
+    plugins: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -169,7 +169,7 @@ struct LostLine<'a> {
 }
 
 /// One JSON object, and a newline.
-pub(super) fn json(record: &Record<'_>, number: u64) -> String {
+pub(super) fn json(record: &Record, number: u64) -> String {
     let Record { event, decision, .. } = record;
     let denial = decision.denial.as_ref();
     let (outcome, errno) = outcome(record.outcome);
@@ -193,7 +193,7 @@ pub(super) fn json(record: &Record<'_>, number: u64) -> String {
 }
 
 /// One JSON object, and a newline.
-pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
+pub(super) fn refusal_json(refusal: &Refusal, number: u64) -> String {
     let (outcome, errno) = outcome(refusal.outcome);
     let what = RefusalLine {
         event: "call",
@@ -205,27 +205,27 @@ pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
         outcome,
         errno,
         plugin: "callgate",
-        rule: refusal.rule,
-        reason: refusal.reason,
+        rule: &refusal.rule,
+        reason: &refusal.reason,
     };
     line(refusal.time_ms, number, refusal.mode, What::Refusal(Box::new(what)))
 }
 
 /// One JSON object, and a newline.
-pub(super) fn reloaded_json(reloaded: &Reloaded<'_>, number: u64) -> String {
+pub(super) fn reloaded_json(reloaded: &Reloaded, number: u64) -> String {
     let digest = Sha256::digest(reloaded.policy.text.as_bytes());
     let what = ReloadedLine {
         event: "policy-reloaded",
         policy: reloaded.policy.path.display().to_string(),
         sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         by: reloaded.by,
-        plugins: reloaded.plugins,
+        plugins: &reloaded.plugins,
     };
     line(reloaded.time_ms, number, reloaded.mode, What::Reloaded(what))
 }
 
 /// One line for a person.
-pub(super) fn reloaded_text(reloaded: &Reloaded<'_>, colour: bool) -> String {
+pub(super) fn reloaded_text(reloaded: &Reloaded, colour: bool) -> String {
     let Reloaded { mode, policy, by, .. } = reloaded;
     end(format!("callgate: policy {} is in force ({by}; {mode})", plain(&policy.path.display().to_string())), colour)
 }
@@ -267,8 +267,8 @@ fn outcome(outcome: Outcome) -> (&'static str, Option<ErrnoLine>) {
 }
 
 /// One line for a person.
-pub(super) fn text(record: &Record<'_>, colour: bool) -> String {
-    let decision = record.decision;
+pub(super) fn text(record: &Record, colour: bool) -> String {
+    let decision = &record.decision;
     let mut line = begin(record.outcome, colour);
     line.push_str(&plain(&format!("{} by {}", what(&record.event.action), who(&record.event.subject))));
     if let Some(denial) = &decision.denial {
@@ -287,11 +287,11 @@ pub(super) fn text(record: &Record<'_>, colour: bool) -> String {
 }
 
 /// One line for a person.
-pub(super) fn refusal_text(refusal: &Refusal<'_>, colour: bool) -> String {
+pub(super) fn refusal_text(refusal: &Refusal, colour: bool) -> String {
     let mut line = begin(refusal.outcome, colour);
     let call = refusal.call.map_or_else(|| format!("system call {}", refusal.number), str::to_owned);
     let _ = write!(line, "{}", plain(&format!("{call} by {}", who(&refusal.subject))));
-    let _ = write!(line, ": {} [callgate {}]", plain(refusal.reason), refusal.rule);
+    let _ = write!(line, ": {} [callgate {}]", plain(&refusal.reason), refusal.rule);
     end(line, colour)
 }
 
@@ -312,13 +312,21 @@ fn end(mut line: String, terminal: bool) -> String {
 }
 
 /// That records were lost.
-pub(super) fn lost(mode: Mode, number: u64, lost: &[(&str, u64)], as_text: bool) -> String {
+pub(super) fn lost(mode: Mode, number: u64, lost: &[(String, u64)], as_text: bool) -> String {
     if as_text {
         let each: Vec<String> = lost.iter().map(|(sink, count)| format!("{count} for {sink}")).collect();
         return format!("callgate: records were lost: {}\n", plain(&each.join(", ")));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    line(now, number, mode, What::Lost(LostLine { event: "records-lost", lost: lost.iter().copied().collect() }))
+    line(
+        now,
+        number,
+        mode,
+        What::Lost(LostLine {
+            event: "records-lost",
+            lost: lost.iter().map(|(sink, count)| (sink.as_str(), *count)).collect(),
+        }),
+    )
 }
 
 fn what(action: &Action) -> String {
@@ -385,13 +393,7 @@ mod tests {
     #[test]
     fn a_hostile_name_cannot_forge_a_line() {
         let (event, decision) = record("/tmp/x\ncallgate: all is well\x1b[2K");
-        let record = Record {
-            mode: Mode::Enforce,
-            event: &event,
-            ancestors: vec![],
-            decision: &decision,
-            outcome: Outcome::Denied(13),
-        };
+        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
         for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
@@ -417,13 +419,7 @@ mod tests {
     #[test]
     fn a_record_says_who_what_and_why() {
         let (event, decision) = record("/usr/bin/whoami");
-        let record = Record {
-            mode: Mode::Enforce,
-            event: &event,
-            ancestors: vec![],
-            decision: &decision,
-            outcome: Outcome::Denied(13),
-        };
+        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
         let line: serde_json::Value = serde_json::from_str(&json(&record, 1)).unwrap();
         assert_eq!(line["event"], "exec");
         assert_eq!(line["file"]["path"], "/usr/bin/whoami");
