@@ -20,6 +20,7 @@ mod readme;
 mod reload;
 mod review_exec;
 mod review_network;
+mod samples;
 mod supervisor;
 mod terminal;
 mod users;
