@@ -12,44 +12,12 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// is running, for that one holds its lock.
 #[allow(dead_code)] // callgatectl encodes what other languages make, too
 pub(crate) fn build(root: &Path, package: &str, target_dir: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    encode(&compile(root, package, package, target_dir)?)
-}
-
-/// The same for several packages of one workspace, whose manifests say that they are a `cdylib`.
-#[allow(dead_code)] // the build script has one
-pub(crate) fn build_all(root: &Path, packages: &[&str], target_dir: &Path) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
-    let mut cargo = cargo(root, "build", target_dir)?;
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    run(cargo, &packages.join(", "))?;
-    packages.iter().map(|package| encode(&module(target_dir, package))).collect()
-}
-
-fn encode(module: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    let module = std::fs::read(module)?;
+    let module = std::fs::read(compile(root, package, package, target_dir)?)?;
     Ok(wit_component::ComponentEncoder::default().module(&module)?.validate(true).encode()?)
-}
-
-fn module(target_dir: &Path, library: &str) -> PathBuf {
-    target_dir.join(TARGET).join("release").join(library.replace('-', "_") + ".wasm")
 }
 
 /// Compiles the library of `package`, which is called `library`, for wasm32: a core module.
 pub(crate) fn compile(root: &Path, package: &str, library: &str, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let mut cargo = cargo(root, "rustc", target_dir)?;
-    cargo.args(["--package", package, "--crate-type", "cdylib"]);
-    run(cargo, package)?;
-    Ok(module(target_dir, library))
-}
-
-fn run(mut cargo: Command, what: &str) -> Result<(), Box<dyn Error>> {
-    let status = cargo.status()?;
-    if status.success() { Ok(()) } else { Err(format!("{what} could not be built for {TARGET} ({status})").into()) }
-}
-
-/// A cargo that compiles libraries for wasm32.
-fn cargo(root: &Path, subcommand: &str, target_dir: &Path) -> Result<Command, Box<dyn Error>> {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     // What this build was given is for the machine it is for, not for wasm.
@@ -60,14 +28,18 @@ fn cargo(root: &Path, subcommand: &str, target_dir: &Path) -> Result<Command, Bo
             cargo.env_remove(key);
         }
     }
-    cargo.current_dir(root).args([subcommand, "--lib", "--release"]);
+    cargo.current_dir(root).args(["rustc", "--package", package, "--lib", "--crate-type", "cdylib", "--release"]);
     cargo.args(["--target", TARGET, "--target-dir"]).arg(target_dir);
     cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3").env("CARGO_PROFILE_RELEASE_LTO", "fat");
     cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1").env("CARGO_PROFILE_RELEASE_PANIC", "abort");
     if !has_std(&rustc, root) {
         with_debian_std(&mut cargo, &rustc)?;
     }
-    Ok(cargo)
+    let status = cargo.status()?;
+    if !status.success() {
+        return Err(format!("the plugin {package} could not be built for {TARGET} ({status})").into());
+    }
+    Ok(target_dir.join(TARGET).join("release").join(library.replace('-', "_") + ".wasm"))
 }
 
 fn has_std(rustc: &str, root: &Path) -> bool {

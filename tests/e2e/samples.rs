@@ -21,15 +21,14 @@ mod component;
 const SAMPLES: [&str; 8] =
     ["drift", "egress", "hours", "miner", "no-shell-from-servers", "rate-limit", "reverse-shell", "user-switch"];
 
-/// The component of a sample. All are built at once, the first time that one is wanted.
+/// The component of a sample. All are built one after the other, the first time that one is wanted: cargo would have them wait
+/// for each other anyway.
 fn sample(name: &str) -> &'static [u8] {
     static COMPONENTS: OnceLock<BTreeMap<&str, Vec<u8>>> = OnceLock::new();
     let components = COMPONENTS.get_or_init(|| {
-        let packages = SAMPLES.map(|name| format!("callgate-{name}"));
-        let packages = packages.each_ref().map(String::as_str);
         let target = Path::new(env!("OUT_DIR")).join("wasm");
-        let built = component::build_all(&repository(""), &packages, &target).unwrap();
-        SAMPLES.into_iter().zip(built).collect()
+        let build = |name| component::build(&repository(""), &format!("callgate-{name}"), &target).unwrap();
+        SAMPLES.into_iter().map(|name| (name, build(name))).collect()
     });
     &components[name]
 }
