@@ -5,6 +5,8 @@
 
 pub mod audit;
 pub mod check;
+#[cfg(feature = "ctl")]
+pub mod ctl;
 pub mod decide;
 pub mod enforce;
 pub mod event;
