@@ -169,9 +169,7 @@ fn cases_are_what_their_schema_says() {
 
 #[test]
 fn the_schemas_in_the_repository_are_those_of_the_types() {
-    for (name, schema) in
-        [(SCHEMA, schema()), (RECORD_SCHEMA, record_schema()), (CASES_SCHEMA, cases_schema())]
-    {
+    for (name, schema) in [(SCHEMA, schema()), (RECORD_SCHEMA, record_schema()), (CASES_SCHEMA, cases_schema())] {
         let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         let file = repository(name);
         if std::env::var_os(REGENERATE).is_some() {

@@ -80,7 +80,8 @@ fn a_new_plugin_builds_passes_its_tests_and_denies_something_at_once() {
     assert!(report.ends_with("2 passed, 0 failed\n"), "{report}");
 
     let policy = desk.path("first-rule/policy.json");
-    let outcome = run(Command::new(CALLGATE).arg("--policy").arg(policy).args(["bash", "-c", "whoami; echo $?; id -u"]));
+    let outcome =
+        run(Command::new(CALLGATE).arg("--policy").arg(policy).args(["bash", "-c", "whoami; echo $?; id -u"]));
     assert!(outcome.stderr.contains("Permission denied"), "{outcome:?}");
     assert_eq!(outcome.stdout, "126\n0\n", "{outcome:?}");
 }
@@ -116,7 +117,10 @@ fn what_cannot_be_built_is_named() {
 fn inspect_says_what_a_component_is() {
     let desk = Desk::new();
     let found = json_of(&desk.good(&["inspect", "house-rules.wasm", "--json", "--config", r#"{"connections": true}"#]));
-    assert_eq!((&found["name"], &found["version"], &found["loads"]), (&json!("house-rules"), &json!("1.2.3"), &json!(true)));
+    assert_eq!(
+        (&found["name"], &found["version"], &found["loads"]),
+        (&json!("house-rules"), &json!("1.2.3"), &json!(true))
+    );
     assert_eq!(found["subscriptions"], json!(["connect"]));
     assert_eq!(found["size"], house_rules().len());
     assert!(found["imports"].as_array().unwrap().contains(&json!("callgate:policy/host@0.1.0")), "{found}");
@@ -235,8 +239,16 @@ fn a_mistake_in_an_event_has_its_file_line_and_column() {
     let desk = Desk::new();
     for (text, place, part) in [
         ("{\"event\": \"exec\",\n \"fil\": {}}", "events.json:1:1", "missing field `file`"),
-        ("{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": \"exce\"}", "events.json:2:11", "unknown variant"),
-        ("{\"event\": \"exec\", \"file\": {\"path\": \"/x\"},\n\"argumets\": []}", "events.json:2:1", "did you mean \"arguments\""),
+        (
+            "{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": \"exce\"}",
+            "events.json:2:11",
+            "unknown variant",
+        ),
+        (
+            "{\"event\": \"exec\", \"file\": {\"path\": \"/x\"},\n\"argumets\": []}",
+            "events.json:2:1",
+            "did you mean \"arguments\"",
+        ),
         ("{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": ", "events.json:2:1", "EOF"),
         ("[]", "events.json:1:1", "an event is an object"),
     ] {
@@ -252,9 +264,7 @@ fn a_mistake_in_an_event_has_its_file_line_and_column() {
 
 /// Cases of which the second fails.
 fn cases(desk: &Desk) {
-    let exec = |argument: &str, expect: Value| {
-        json!({ "event": "exec", "file": { "path": "/bin/x" }, "arguments": ["x", argument], "expect": expect })
-    };
+    let exec = |argument: &str, expect: Value| json!({ "event": "exec", "file": { "path": "/bin/x" }, "arguments": ["x", argument], "expect": expect });
     let cases = json!({ "cases": [
         { "name": "an argument is denied", "config": { "argument": "no", "errno": 7 }, "events": [
             exec("yes", json!({ "verdict": "abstain" })),
@@ -297,7 +307,11 @@ fn a_mistake_in_the_cases_has_its_place() {
         (r#"{"cases": []}"#, "1:11", "no case"),
         (r#"{"cases": [{"name": "a", "events": []}]}"#, "1:36", "no event"),
         (r#"{"cases": [{"name": "a", "evens": []}]}"#, "1:26", "did you mean \"events\""),
-        (r#"{"cases": [{"name": "a", "events": [{"event": "socket", "family": 2, "type": 1, "typ": 1}]}]}"#, "1:81", "unknown"),
+        (
+            r#"{"cases": [{"name": "a", "events": [{"event": "socket", "family": 2, "type": 1, "typ": 1}]}]}"#,
+            "1:81",
+            "unknown",
+        ),
         (
             r#"{"cases": [{"name": "a", "events": [{"event": "socket", "family": 2, "type": 1, "expect": {"verdict": "no"}}]}]}"#,
             "1:103",
@@ -352,7 +366,8 @@ fn a_signature_fits_one_file_and_one_key_here_and_in_openssl() {
     assert_eq!(desk.good(&["sign", "house-rules.wasm", "--key", "mine.key"]), "house-rules.wasm.sig\n");
     desk.good(&["verify", "house-rules.wasm", "--key", "mine.pub"]);
     let openssl = |arguments: &[&str]| run(Command::new("openssl").args(arguments).current_dir(&desk.0));
-    let verify = ["pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "mine.pub", "-in", "house-rules.wasm", "-sigfile"];
+    let verify =
+        ["pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "mine.pub", "-in", "house-rules.wasm", "-sigfile"];
     let outcome = openssl(&[&verify[..], &["house-rules.wasm.sig"]].concat());
     assert_eq!(outcome.code(), 0, "{outcome:?}");
 
@@ -360,7 +375,8 @@ fn a_signature_fits_one_file_and_one_key_here_and_in_openssl() {
     assert_eq!(openssl(&["pkey", "-in", "ssl.key", "-pubout", "-out", "ssl.pub"]).code(), 0);
     desk.good(&["sign", "house-rules.wasm", "--key", "ssl.key", "--signature", "ssl.sig"]);
     desk.good(&["verify", "house-rules.wasm", "--key", "ssl.pub", "--signature", "ssl.sig"]);
-    let outcome = openssl(&["pkeyutl", "-sign", "-rawin", "-inkey", "mine.key", "-in", "house-rules.wasm", "-out", "b.sig"]);
+    let outcome =
+        openssl(&["pkeyutl", "-sign", "-rawin", "-inkey", "mine.key", "-in", "house-rules.wasm", "-out", "b.sig"]);
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert_eq!(fs::read(desk.path("b.sig")).unwrap(), fs::read(desk.path("house-rules.wasm.sig")).unwrap());
 
@@ -440,7 +456,11 @@ fn a_plugin_comes_back_from_a_registry_as_it_went_or_not_at_all() {
         assert_eq!(fs::read(desk.path("back.wasm")).unwrap(), house_rules());
         fs::remove_file(desk.path("back.wasm")).unwrap();
     }
-    assert_eq!(desk.good(&["push", &name, "house-rules.wasm", "--plain-http"]), pushed, "the same file is the same artifact");
+    assert_eq!(
+        desk.good(&["push", &name, "house-rules.wasm", "--plain-http"]),
+        pushed,
+        "the same file is the same artifact"
+    );
 
     // What other tools see.
     let manifest = json_of(&fs::read_to_string(registry.blob(digest)).unwrap());
@@ -543,4 +563,62 @@ fn arguments_that_make_no_sense_are_said_to_and_end_with_2() {
         let word = line.split(' ').next().unwrap();
         assert!(desk.good(&[word, "--help"]).contains(&format!("Usage: callgatectl plugin {word}")), "{word}");
     }
+}
+
+#[test]
+fn a_plugin_in_c_decides_like_any_other_and_gets_nothing_of_wasi() {
+    if !Path::new("/usr/include/wasm32-wasi/stdio.h").exists()
+        || run(Command::new("clang").arg("--version")).code() != 0
+    {
+        eprintln!("skipped: there is no clang, or no wasi-libc");
+        return;
+    }
+    let desk = Desk::empty();
+    let source = repository("plugins/languages/c");
+    desk.good(&["wit", "--c", "bindings"]);
+    let mut clang = Command::new("clang");
+    clang
+        .args(["--target=wasm32-wasi", "-mexec-model=reactor", "-O2", "-Wall", "-Werror", "-Ibindings"])
+        .current_dir(&desk.0);
+    clang.arg(source.join("quota.c")).args([
+        "bindings/plugin.c",
+        "bindings/plugin_component_type.o",
+        "-Wl,--strip-debug",
+    ]);
+    let outcome = run(clang.args(["-o", "quota.module.wasm"]));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    let module = fs::read(desk.path("quota.module.wasm")).unwrap();
+    assert!(module.windows(22).any(|it| it == b"wasi_snapshot_preview1"), "the module was to want WASI");
+    desk.good(&["componentize", "quota.module.wasm", "-o", "quota.wasm"]);
+
+    let found = json_of(&desk.good(&["inspect", "quota.wasm", "--json", "--config", "3"]));
+    assert_eq!(
+        found["imports"].as_array().unwrap().iter().filter(|it| it.as_str().unwrap().contains("wasi")).count(),
+        0
+    );
+    assert_eq!((&found["name"], &found["subscriptions"]), (&json!("quota"), &json!(["exec"])));
+    desk.good(&["test", "quota.wasm", source.join("cases.json").to_str().unwrap()]);
+    let said = desk.bad(1, &["check", "quota.wasm", "--config", "\"many\""]);
+    assert!(said.contains("takes a number of programs") && said.contains("write \"config\": 100"), "{said}");
+
+    let plugin = json!({ "name": "quota", "path": desk.path("quota.wasm"), "config": 3 });
+    let fixture = Fixture::new(json!({ "default": "allow", "plugins": [plugin] }));
+    let outcome = fixture.bash("/bin/echo 1; /bin/echo 2; /bin/echo 3; :");
+    assert_eq!(outcome.stdout, "1\n2\n", "{outcome:?}");
+    assert!(outcome.stderr.contains("Resource temporarily unavailable"), "{outcome:?}");
+}
+
+#[test]
+fn a_plugin_in_javascript_decides_like_any_other() {
+    let source = repository("plugins/languages/javascript");
+    if !source.join("node_modules/@bytecodealliance/componentize-js").exists() {
+        eprintln!("skipped: `npm install` in {} would take 400 MB", source.display());
+        return;
+    }
+    let desk = Desk::empty();
+    let outcome = run(Command::new("node").arg(source.join("build.mjs")).current_dir(&desk.0));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    let found = json_of(&desk.good(&["inspect", "no-words.wasm", "--json", "--memory-mib", "64"]));
+    assert_eq!((&found["name"], &found["imports"]), (&json!("no-words"), &json!(["callgate:policy/host@0.1.0"])));
+    desk.good(&["test", "no-words.wasm", source.join("cases.json").to_str().unwrap()]);
 }

@@ -10,7 +10,9 @@ use anyhow::Result;
 
 use callgate::ctl::Checked;
 use callgate::ctl::plugin::registry::Transport;
-use callgate::ctl::plugin::{Format, Limits, archive, bench, build, config, inspect, new, registry, run as runs, sign, test};
+use callgate::ctl::plugin::{
+    Format, Limits, archive, bench, build, config, inspect, new, registry, run as runs, sign, test,
+};
 
 use crate::arguments::{Form, Given, Usage, say};
 

@@ -65,8 +65,8 @@ pub fn load(archive: &Path, output: &Path, name: Option<&str>) -> Result<String>
 
 fn read(archive: &Path, name: Option<&str>) -> Result<(String, Vec<u8>)> {
     entry(archive, "oci-layout", MANIFEST_SIZE).context("it is no OCI image layout")?;
-    let index: Index = serde_json::from_slice(&entry(archive, "index.json", MANIFEST_SIZE)?)
-        .context("its index.json is no index")?;
+    let index: Index =
+        serde_json::from_slice(&entry(archive, "index.json", MANIFEST_SIZE)?).context("its index.json is no index")?;
     let named = |manifest: &OciDescriptor| manifest.annotations.as_ref().and_then(|all| all.get(NAME)).cloned();
     let mut found = index.manifests.iter().filter(|manifest| name.is_none() || named(manifest).as_deref() == name);
     let manifest = match (found.next(), found.next()) {

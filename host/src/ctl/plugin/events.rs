@@ -167,7 +167,8 @@ fn typed(value: &Value, kind: EventKind) -> Result<Told, Mistake> {
 }
 
 fn part<T: de::DeserializeOwned>(pointer: &str, value: &Value) -> Result<T, Mistake> {
-    from_str(&value.to_string()).map_err(|mistake| Mistake { pointer: format!("{pointer}{}", mistake.pointer), ..mistake })
+    from_str(&value.to_string())
+        .map_err(|mistake| Mistake { pointer: format!("{pointer}{}", mistake.pointer), ..mistake })
 }
 
 /// Puts a plausible value where nothing is written.
@@ -340,7 +341,10 @@ mod tests {
         let Told { event, .. } = told(r#"{"event": "exec", "file": {"path": "/bin/ls"}, "subject": {"pid": 7}}"#);
         assert_eq!((event.subject.pid, event.subject.tid), (7, 7));
         let Action::Exec(exec) = event.action else { panic!("{event:?}") };
-        assert_eq!((exec.requested.as_str(), exec.arguments, exec.file.canonical), ("/bin/ls", vec!["/bin/ls".to_owned()], true));
+        assert_eq!(
+            (exec.requested.as_str(), exec.arguments, exec.file.canonical),
+            ("/bin/ls", vec!["/bin/ls".to_owned()], true)
+        );
         let Told { event, .. } = told(r#"{"event": "send", "address": {"family": "ipv6", "ip": "::1", "port": 53}}"#);
         let Action::Send(end) = event.action else { panic!("{event:?}") };
         assert_eq!((end.socket.family, end.socket.kind, end.socket.protocol), (10, 2, 17));
@@ -357,13 +361,29 @@ mod tests {
             (r#"{"event": "exec", "file": {}}"#, "/file", "missing field `path`"),
             (r#"{"event": "exec", "file": {"path": "/x", "inod": 1}}"#, "/file/inod", "unknown field `inod`"),
             (r#"{"event": "exec", "file": {"path": "/x"}, "argument": []}"#, "/argument", "unknown field"),
-            (r#"{"event": "exec", "file": {"path": "/x"}, "interpreters": [{"path": "/y", "z": 1}]}"#, "/interpreters/0/z", "unknown"),
+            (
+                r#"{"event": "exec", "file": {"path": "/x"}, "interpreters": [{"path": "/y", "z": 1}]}"#,
+                "/interpreters/0/z",
+                "unknown",
+            ),
             (r#"{"event": "exec", "file": {"path": "/x", "path": "/y"}}"#, "/file/path", "duplicate field"),
             (r#"{"event": "exec", "file": {"path": "/x"}, "subject": {"uid": -1}}"#, "/subject/uid", "invalid value"),
             (r#"{"event": "connect", "address": {"family": "ipv4", "ip": "1.2.3", "port": 1}}"#, "/address", "invalid"),
-            (r#"{"event": "connect", "address": {"family": "ipv4", "ip": "1.2.3.4", "port": 1, "prot": 2}}"#, "/address/prot", "unknown"),
-            (r#"{"event": "exec", "file": {"path": "/x"}, "facts": {"ancestor": []}}"#, "/facts/ancestor", "unknown field"),
-            (r#"{"event": "exec", "file": {"path": "/x"}, "facts": {"ancestors": [{"pit": 1}]}}"#, "/facts/ancestors/0/pit", "unknown field"),
+            (
+                r#"{"event": "connect", "address": {"family": "ipv4", "ip": "1.2.3.4", "port": 1, "prot": 2}}"#,
+                "/address/prot",
+                "unknown",
+            ),
+            (
+                r#"{"event": "exec", "file": {"path": "/x"}, "facts": {"ancestor": []}}"#,
+                "/facts/ancestor",
+                "unknown field",
+            ),
+            (
+                r#"{"event": "exec", "file": {"path": "/x"}, "facts": {"ancestors": [{"pit": 1}]}}"#,
+                "/facts/ancestors/0/pit",
+                "unknown field",
+            ),
         ] {
             let mistake = mistake(text);
             assert_eq!(mistake.pointer, place, "{text}: {mistake:?}");

@@ -61,7 +61,8 @@ pub fn new(new: &New) -> Result<PathBuf> {
 }
 
 /// cargo would take the crate for a member of the workspace around it.
-const WORKSPACE: &str = "\n# A workspace of its own; remove this if it is to be a member of the one around it.\n[workspace]\n";
+const WORKSPACE: &str =
+    "\n# A workspace of its own; remove this if it is to be a member of the one around it.\n[workspace]\n";
 
 fn within_a_workspace(directory: &Path) -> bool {
     let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
@@ -70,10 +71,10 @@ fn within_a_workspace(directory: &Path) -> bool {
 
 /// Names that rustc keeps to itself, or that stand for its own crates.
 const TAKEN: [&str; 50] = [
-    "abstract", "alloc", "as", "async", "await", "become", "box", "break", "const", "continue", "core", "crate", "do", "dyn",
-    "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
-    "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "std", "struct", "super", "test", "trait",
-    "true", "try", "type", "unsafe", "use", "while",
+    "abstract", "alloc", "as", "async", "await", "become", "box", "break", "const", "continue", "core", "crate", "do",
+    "dyn", "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro",
+    "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "std", "struct",
+    "super", "test", "trait", "true", "try", "type", "unsafe", "use", "while",
 ];
 
 fn no_name(name: &str) -> Option<&'static str> {

@@ -84,7 +84,10 @@ fn parse(reference: &str) -> Result<Reference> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime for the network")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime for the network")
 }
 
 fn client(image: &Reference, transport: Transport) -> (Client, RegistryAuth) {

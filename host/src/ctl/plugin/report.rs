@@ -133,8 +133,11 @@ mod tests {
 
     #[test]
     fn what_people_write_does_not_break_the_format() {
-        let result =
-            Result { name: "a <b> \"c\" # d\n\u{1}".into(), failures: vec!["x\ny".into()], took: Duration::from_micros(5) };
+        let result = Result {
+            name: "a <b> \"c\" # d\n\u{1}".into(),
+            failures: vec!["x\ny".into()],
+            took: Duration::from_micros(5),
+        };
         let written = |format| {
             let mut out = Vec::new();
             write(format, Path::new("p&q.wasm"), std::slice::from_ref(&result), &mut out).unwrap();
@@ -142,7 +145,10 @@ mod tests {
         };
         assert!(written(Format::Tap).contains("not ok 1 - a <b> \"c\" \\# d\\n\\u{1}\n"));
         let xml = written(Format::Junit);
-        assert!(xml.contains("name=\"a &lt;b&gt; &quot;c&quot; # d&#10;\u{fffd}\"") && xml.contains("p&amp;q"), "{xml}");
+        assert!(
+            xml.contains("name=\"a &lt;b&gt; &quot;c&quot; # d&#10;\u{fffd}\"") && xml.contains("p&amp;q"),
+            "{xml}"
+        );
         assert!(written(Format::Text).ends_with("0 passed, 1 failed\n"));
         assert_eq!(serde_json::from_str::<serde_json::Value>(&written(Format::Json)).unwrap()["failed"], 1);
     }
