@@ -102,8 +102,8 @@ impl Report<'_> {
         let (is, name) = (plugin.description(), plugin.name());
         let from = match &settings.source {
             PluginSource::Builtin => "built in".to_owned(),
-            PluginSource::File { path, sha256: Some(_) } => format!("{}, pinned by its sha256", path.display()),
-            PluginSource::File { path, sha256: None } => format!("{}, whatever it holds", path.display()),
+            PluginSource::File { path, sha256: Some(_), .. } => format!("{}, pinned by its sha256", path.display()),
+            PluginSource::File { path, sha256: None, .. } => format!("{}, whatever it holds", path.display()),
         };
         self.line(&format!("plugin {name}: {} {} ({from})", is.name, is.version));
         self.line(&format!("  decides on: {}", names(plugin.subscriptions())));

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod check;
+pub mod control;
 #[cfg(feature = "ctl")]
 pub mod ctl;
 pub mod decide;
@@ -16,6 +17,7 @@ pub mod launch;
 pub mod log;
 pub mod plugin;
 pub mod policy;
+pub mod reload;
 pub mod supervise;
 pub mod sys;
 pub mod wrap;

@@ -18,7 +18,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record, Refusal};
+use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
+use crate::control::{Control, Request};
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
@@ -26,7 +27,7 @@ use crate::enforce::signals;
 use crate::enforce::traced::Turns;
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
-use crate::guarantees;
+use crate::guarantees::{self, Findings};
 use crate::intercept::caller::{self, Caller};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -37,8 +38,9 @@ use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Guarantee, Mode, Policy};
-use crate::sys::credentials::Own;
+use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
+use crate::reload::{Candidate, Origin};
+use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp};
 
@@ -47,18 +49,28 @@ pub struct Supervisor {
     engine: Engine,
     chain: Option<Chain>,
     mode: Mode,
-    audit: AuditSettings,
-    required: Vec<Guarantee>,
+    policy: Policy,
     withheld: u64,
+    origin: Option<Origin>,
+    /// The mode that a flag or the environment asked for, and which of them.
+    asked: Option<(Mode, &'static str)>,
     running: Option<(Arc<Office>, Clock)>,
 }
 
 impl Supervisor {
-    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get.
-    pub fn new(engine: Engine, chain: Chain, mode: Mode, policy: &Policy, without: &[u32]) -> Self {
+    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get. `origin`: where the
+    /// policy came from; `asked`: the mode that a flag or the environment asked for, and which of them.
+    pub fn new(
+        engine: Engine,
+        chain: Chain,
+        mode: Mode,
+        policy: Policy,
+        without: &[u32],
+        origin: Origin,
+        asked: Option<(Mode, &'static str)>,
+    ) -> Self {
         let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        let (audit, required) = (policy.audit.clone(), policy.require.clone());
-        Self { engine, chain: Some(chain), mode, audit, required, withheld, running: None }
+        Self { engine, chain: Some(chain), mode, policy, withheld, origin: Some(origin), asked, running: None }
     }
 }
 
@@ -69,14 +81,12 @@ struct Office {
     wanted: EventKinds,
     chain: Mutex<Chain>,
     background: Background,
-    mode: Mode,
+    dry_run: AtomicBool,
     audit: Audit,
     own: Own,
-    /// Whether an exec can be held and looked at.
-    verifies: bool,
+    findings: Findings,
     turns: Turns,
-    /// How many filters everything in the workload is under at the least.
-    filters: Option<u32>,
+    renewal: Renewal,
     room: Room,
     sockets: Sockets,
     guardian: Option<u32>,
@@ -97,7 +107,7 @@ impl Supervision for Supervisor {
         let view = Arc::new(own_view()?);
         let (wanted, mode) = (chain.subscriptions(), self.mode);
         let findings = guarantees::find(&view, &listener, command)?;
-        findings.check(&self.required, wanted, mode)?;
+        findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
@@ -107,12 +117,18 @@ impl Supervision for Supervisor {
             wanted,
             chain: Mutex::new(chain),
             background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
-            mode,
-            audit: Audit::start(&self.audit, mode)?,
+            dry_run: AtomicBool::new(mode == Mode::DryRun),
+            audit: Audit::start(&self.policy.audit)?,
             own: Own { identity: own, withheld: self.withheld },
-            verifies: findings.has(Guarantee::RaceFreeExec),
+            findings,
             turns: Turns::default(),
-            filters: findings.filters,
+            renewal: Renewal {
+                engine: self.engine.clone(),
+                origin: self.origin.take().context("begun twice")?,
+                asked: self.asked,
+                audit: self.policy.audit.clone(),
+                sighup: Mutex::new(self.policy.sighup),
+            },
             room: Room::new()?,
             sockets: Sockets::default(),
             guardian,
@@ -131,8 +147,25 @@ impl Supervision for Supervisor {
         for _ in 0..2 {
             receive(&office)?;
         }
+        control(&office);
         self.running = Some((office, clock));
         Ok(())
+    }
+
+    fn hang_up(&mut self) -> bool {
+        let Some((office, _)) = &self.running else { return false };
+        if *office.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner) == Sighup::PassOn {
+            return false;
+        }
+        let ours = Arc::clone(office);
+        // Plugins are compiled, which may take a while, and the main thread has to look after the command.
+        let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
+            let _ = ours.renew(Request::Reload);
+        });
+        if let Err(error) = started {
+            tracing::error!("the policy is not read again, there is no thread for it: {error}");
+        }
+        true
     }
 
     fn command_ended(&mut self) {
@@ -144,8 +177,101 @@ impl Supervision for Supervisor {
     fn end(&mut self) {
         if let Some((office, _)) = &self.running {
             office.over.store(true, SeqCst);
-            office.audit.finish(Duration::from_secs(2));
+            office.audit.finish(office.mode(), Duration::from_secs(2));
         }
+    }
+}
+
+/// What another policy is made from, and what of the first one it cannot change.
+struct Renewal {
+    engine: Engine,
+    origin: Origin,
+    asked: Option<(Mode, &'static str)>,
+    audit: AuditSettings,
+    /// Of the policy in force.
+    sighup: Mutex<Sighup>,
+}
+
+/// Takes orders from outside of the workload, where it can be told who gives them.
+fn control(office: &Arc<Office>) {
+    let Some(filters) = office.findings.filters else {
+        tracing::info!("the supervisor takes no orders: this kernel (before Linux 5.9) does not count seccomp filters");
+        return;
+    };
+    let ours = Arc::clone(office);
+    let serve = move |control: Control| control.serve(&ours.view, filters, |request| ours.renew(request));
+    let started = Control::open().and_then(|control| {
+        let builder = std::thread::Builder::new().name("callgate-control".into()).stack_size(STACK);
+        Ok(builder.spawn(move || serve(control))?)
+    });
+    if let Err(error) = started {
+        tracing::warn!("the supervisor takes no orders: {error:#}");
+    }
+}
+
+impl Office {
+    /// Puts another policy into force, if all of it is well. Says what came of it.
+    fn renew(&self, request: Request) -> Result<String> {
+        let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
+        // One at a time; the lock is also what a policy in force is.
+        let mut sighup = self.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, &mut sighup, by));
+        match &renewed {
+            Ok(said) => tracing::info!("{said}"),
+            Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
+        }
+        renewed
+    }
+
+    fn candidate(&self, request: Request) -> Result<Candidate> {
+        let Renewal { engine, origin, asked, .. } = &self.renewal;
+        let (policy, source) = match request {
+            Request::Reload => {
+                let workload = Identity {
+                    capabilities: self.own.identity.capabilities & !self.own.withheld,
+                    ..self.own.identity.clone()
+                };
+                origin.read_again(&workload)?
+            }
+            Request::Take(handed) => handed.read()?,
+        };
+        Candidate::load(engine, policy, source, *asked)
+    }
+
+    fn put_into_force(&self, candidate: Candidate, sighup: &mut Sighup, by: &'static str) -> Result<String> {
+        let Candidate { policy, mut chain, mode, source } = candidate;
+        let wanted = chain.subscriptions();
+        let missing: Vec<&str> =
+            wanted.iter().filter(|kind| !self.wanted.contains(*kind)).map(EventKind::name).collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "it governs {}, which this workload's filter was not made for: a filter cannot be changed",
+                missing.join(", ")
+            );
+            return Err(source.mistake("", message, Some("start the workload anew".to_owned())).into());
+        }
+        if policy.audit != self.renewal.audit {
+            let message =
+                "the audit log cannot be changed while the workload runs: it could have changed where paths lead";
+            return Err(source
+                .mistake("/audit", message.to_owned(), Some("start the workload anew".to_owned()))
+                .into());
+        }
+        self.findings.check(&policy.require, wanted, mode)?;
+        let mut current = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        chain.take_over(&mut current);
+        let old = std::mem::replace(&mut *current, chain);
+        self.dry_run.store(mode == Mode::DryRun, SeqCst);
+        drop(current);
+        drop(old);
+        *sighup = policy.sighup;
+        let plugins: Vec<&str> = policy.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+        self.audit.reloaded(&Reloaded { mode, time_ms: now_ms(), policy: &source, by, plugins: &plugins });
+        Ok(format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", ")))
+    }
+
+    fn mode(&self) -> Mode {
+        if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
 }
 
@@ -270,7 +396,7 @@ impl Office {
             return None; // what was read may be somebody else's
         }
         match intercepted {
-            Err(errno) if self.mode == Mode::DryRun => {
+            Err(errno) if self.mode() == Mode::DryRun => {
                 tracing::debug!(%errno, "left to the kernel");
                 Some(Answer::Continue)
             }
@@ -280,7 +406,7 @@ impl Office {
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
             }
             Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(&caller, action, copy, notification),
-            Ok(Intercepted::Ungoverned(_)) if self.mode == Mode::DryRun => Some(Answer::Continue),
+            Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
             Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
                 self.send_messages(&caller, &held, vector, count, flags, notification)
@@ -295,7 +421,7 @@ impl Office {
 
     /// Refuses by the supervisor's own rule, or says that it would.
     fn refuse(&self, subject: Subject, call: &Notification, rule: &str, why: &str, errno: Errno) -> Answer {
-        let dry = self.mode == Mode::DryRun;
+        let dry = self.mode() == Mode::DryRun;
         self.record_refusal(subject, call, rule, why, errno, if dry { Outcome::WouldDeny } else { Outcome::Denied });
         if dry { Answer::Continue } else { Answer::Errno(errno as i32) }
     }
@@ -311,7 +437,7 @@ impl Office {
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
         self.audit.refusal(&Refusal {
-            mode: self.mode,
+            mode: self.mode(),
             time_ms: now_ms(),
             ancestors: caller::ancestors(&self.view, &subject),
             subject,
@@ -330,7 +456,7 @@ impl Office {
             return;
         }
         let ancestors = caller::ancestors(&self.view, &event.subject);
-        self.audit.record(&Record { mode: self.mode, event, ancestors, decision, outcome });
+        self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -364,7 +490,7 @@ impl Office {
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
         match (program, copy) {
@@ -377,7 +503,7 @@ impl Office {
     /// Records the decision; what to answer if it is a denial that counts.
     fn denied(&self, event: &Event, decision: &Decision, errno: Option<i32>) -> Option<Answer> {
         match errno {
-            Some(errno) if self.mode == Mode::Enforce => {
+            Some(errno) if self.mode() == Mode::Enforce => {
                 self.record(event, decision, Outcome::Denied(errno));
                 Some(Answer::Errno(errno))
             }
@@ -401,12 +527,20 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
-        if !self.verifies {
+        if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
         let digests = facts.digests();
-        let result =
-            verified::exec(&self.listener, &self.view, &self.turns, self.filters, id, caller, program, &digests);
+        let result = verified::exec(
+            &self.listener,
+            &self.view,
+            &self.turns,
+            self.findings.filters,
+            id,
+            caller,
+            program,
+            &digests,
+        );
         self.verified(event, decision, result)
     }
 
@@ -549,7 +683,7 @@ impl Office {
 
     /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
     fn accept(&self, caller: &Arc<Caller>, held: &Held, flags: i32, call: &Notification) -> Option<Answer> {
-        if self.mode == Mode::DryRun {
+        if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
         loop {

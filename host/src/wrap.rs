@@ -14,6 +14,7 @@ use crate::intercept::calls;
 use crate::launch::{self, Launch};
 use crate::plugin::{Engine, LoadError, builtin, kind};
 use crate::policy::{Mode, Policy, PolicyError, Source};
+use crate::reload::Origin;
 use crate::supervise::Supervisor;
 use crate::sys::interruption;
 use crate::sys::seccomp::Filter;
@@ -50,7 +51,8 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     let wanted = chain.subscriptions();
     let launch =
         Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
-    let mut supervisor = Supervisor::new(engine, chain, mode, &policy, &launch.without);
+    let origin = Origin::of(&wrap.policy)?;
+    let mut supervisor = Supervisor::new(engine, chain, mode, policy, &launch.without, origin, wrap.mode);
     let filter = |protected| {
         let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
         Filter::new(rules).context("cannot make the seccomp filter")
@@ -62,7 +64,7 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
 /// the kernel under it. `CAP_SYS_MODULE`, `CAP_SYS_RAWIO`, `CAP_SYS_PTRACE`, `CAP_PERFMON`, `CAP_BPF`.
 const WITHHELD: [u32; 5] = [16, 17, 19, 38, 39];
 
-fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
+pub(crate) fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
     match asked {
         Some((mode, by)) if mode != policy.mode && policy.lock_mode => {
             tracing::warn!("{by} asks for another mode, but the policy locks it: {}", policy.mode);
@@ -77,6 +79,11 @@ fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode {
 pub(crate) fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     // Plugins run only while the clock does; its thread has ended when this returns, so that we can fork.
     let _clock = engine.start_clock().context("cannot start a thread")?;
+    load_running(engine, policy, source)
+}
+
+/// The same, where the engine's clock runs already.
+pub(crate) fn load_running(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     let chain = Chain::load(engine, policy, builtin::ALLOWLIST_PRECOMPILED);
     Ok(chain.map_err(|error| explain(policy, source, error))?)
 }

@@ -18,6 +18,7 @@ mod network_transparency;
 mod plugins;
 mod policies;
 mod readme;
+mod reload;
 mod review_exec;
 mod review_network;
 mod supervisor;

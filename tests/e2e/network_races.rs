@@ -101,7 +101,7 @@ fn never_wins(modes: &[&str]) {
         let fixture = governed(json!({ "outbound": [outbound, unix], "inbound": [{ "ports": 18450 }, unix] }));
         let (rounds, reached) = attack.run(fixture.callgate(), mode);
         assert_eq!(reached, 0, "{mode}: in {rounds} rounds");
-        assert!(rounds > 300, "{mode}: only {rounds} rounds");
+        assert!(rounds > 50, "{mode}: only {rounds} rounds");
     }
 }
 

@@ -31,8 +31,12 @@ impl Terminal {
     fn start(command: &Command) -> Self {
         let pty = openpty(None, None).unwrap();
         let name = ttyname(&pty.slave).unwrap();
-        let mut leader = Command::new("setsid");
-        leader.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        // Whoever runs the tests in the background ignores some of these.
+        let mut leader = Command::new("env");
+        leader
+            .args(["--default-signal=INT,QUIT,HUP", "setsid", "--ctty"])
+            .arg(command.get_program())
+            .args(command.get_args());
         leader.env("PS1", "<prompt>").env("TERM", "dumb").env_remove("PROMPT_COMMAND");
         let stream = || Stdio::from(pty.slave.try_clone().unwrap());
         let program = leader.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
-use super::{Outcome, Record, Refusal};
+use super::{Outcome, Record, Refusal, Reloaded};
 use crate::decide::{Denial, Failure};
 use crate::event::{Action, Subject};
 use crate::policy::Mode;
@@ -41,6 +42,8 @@ enum What<'a> {
     Decision(Box<DecisionLine<'a>>),
     /// A call that the supervisor itself refuses.
     Refusal(Box<RefusalLine<'a>>),
+    /// Another policy is in force.
+    Reloaded(ReloadedLine<'a>),
     /// What was lost: the last record, if there is one.
     Lost(LostLine<'a>),
 }
@@ -143,6 +146,21 @@ struct RefusalLine<'a> {
 
 #[derive(Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+struct ReloadedLine<'a> {
+    /// `policy-reloaded`.
+    event: &'static str,
+    /// The policy's file.
+    policy: String,
+    /// SHA-256 of its text.
+    sha256: String,
+    /// How it came: `read again` or `handed over`.
+    by: &'a str,
+    /// Its plugins.
+    plugins: &'a [&'a str],
+}
+
+#[derive(Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 struct LostLine<'a> {
     /// `records-lost`.
     event: &'static str,
@@ -191,6 +209,25 @@ pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
         reason: refusal.reason,
     };
     line(refusal.time_ms, number, refusal.mode, What::Refusal(Box::new(what)))
+}
+
+/// One JSON object, and a newline.
+pub(super) fn reloaded_json(reloaded: &Reloaded<'_>, number: u64) -> String {
+    let digest = Sha256::digest(reloaded.policy.text.as_bytes());
+    let what = ReloadedLine {
+        event: "policy-reloaded",
+        policy: reloaded.policy.path.display().to_string(),
+        sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        by: reloaded.by,
+        plugins: reloaded.plugins,
+    };
+    line(reloaded.time_ms, number, reloaded.mode, What::Reloaded(what))
+}
+
+/// One line for a person.
+pub(super) fn reloaded_text(reloaded: &Reloaded<'_>, colour: bool) -> String {
+    let Reloaded { mode, policy, by, .. } = reloaded;
+    end(format!("callgate: policy {} is in force ({by}; {mode})", plain(&policy.path.display().to_string())), colour)
 }
 
 fn line(time_ms: u64, record: u64, mode: Mode, what: What<'_>) -> String {

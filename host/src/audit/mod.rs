@@ -26,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
 use crate::event::{Event, Subject};
-use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, WhenFull};
+use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, Source, WhenFull};
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -82,9 +82,23 @@ pub struct Refusal<'a> {
     pub outcome: Outcome,
 }
 
+/// Another policy is in force.
+#[derive(Debug, Clone)]
+pub struct Reloaded<'a> {
+    /// The mode from now on.
+    pub mode: Mode,
+    /// When, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The policy.
+    pub policy: &'a Source,
+    /// How it came.
+    pub by: &'static str,
+    /// The names of its plugins.
+    pub plugins: &'a [&'a str],
+}
+
 /// The audit log.
 pub struct Audit {
-    mode: Mode,
     /// Records so far.
     count: AtomicU64,
     decisions: Decisions,
@@ -116,7 +130,7 @@ impl Audit {
     ///
     /// # Errors
     /// A file or descriptor cannot be opened. A socket is connected to when there is a record, and again if that fails.
-    pub fn start(settings: &AuditSettings, mode: Mode) -> Result<Self> {
+    pub fn start(settings: &AuditSettings) -> Result<Self> {
         let mut sinks = Vec::new();
         for sink in &settings.sinks {
             let name = sink.to.to_string();
@@ -139,7 +153,7 @@ impl Audit {
                 progress,
             });
         }
-        Ok(Self { mode, count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
+        Ok(Self { count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
     }
 
     /// Whether allowed calls are recorded too.
@@ -159,6 +173,13 @@ impl Audit {
                 if queue.text { line::refusal_text(refusal, queue.colour) } else { line::refusal_json(refusal, n) }
             },
         );
+    }
+
+    /// Writes a record of another policy that is in force now.
+    pub fn reloaded(&self, reloaded: &Reloaded<'_>) {
+        self.put(|queue, n| {
+            if queue.text { line::reloaded_text(reloaded, queue.colour) } else { line::reloaded_json(reloaded, n) }
+        });
     }
 
     fn put(&self, line: impl Fn(&Queue, u64) -> String) {
@@ -197,7 +218,7 @@ impl Audit {
     }
 
     /// Says what was lost, and waits for the sinks, for `most` at the most.
-    pub fn finish(&self, most: Duration) {
+    pub fn finish(&self, mode: Mode, most: Duration) {
         let lost: Vec<(&str, u64)> = self
             .sinks
             .iter()
@@ -208,7 +229,7 @@ impl Audit {
             .filter(|(_, count)| *count > 0)
             .collect();
         if !lost.is_empty() {
-            self.put(|queue, n| line::lost(self.mode, n, &lost, queue.text));
+            self.put(|queue, n| line::lost(mode, n, &lost, queue.text));
         }
         self.flush(most);
         for queue in &self.sinks {

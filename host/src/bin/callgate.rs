@@ -7,8 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
+use callgate::control;
 use callgate::log;
 use callgate::policy::Mode;
+use callgate::reload::Handed;
 use callgate::sys::process::{self, Environment};
 use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
 
@@ -18,6 +20,7 @@ Polices a container from inside: every exec and network event of COMMAND is deci
 Usage: callgate [OPTIONS] COMMAND [ARG…]
        callgate run [OPTIONS] -- COMMAND [ARG…]
        callgate check [--policy FILE]
+       callgate reload [--pid PID] [--policy FILE]
 
 Options:
   -p, --policy FILE  the policy (or CALLGATE_POLICY; default /etc/callgate/policy.json)
@@ -27,6 +30,8 @@ Options:
   -V, --version      print the version
 
 `check` loads a policy and its plugins and says what they govern; nothing is started.
+`reload` has the callgate that runs here (or the one with this PID) read its policy again, or take this one instead. It works
+from outside of the workload: `docker exec`, for example.
 
 CALLGATE_LOG sets what is said about the enforcer's own work: error, warn (the default), info, debug or trace.
 Variables that begin with CALLGATE_ are ours; the command does not get them.
@@ -63,6 +68,7 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
         }
         Arguments::Do(arguments) => arguments,
     };
+    let named = arguments.policy.clone();
     let policy = arguments
         .policy
         .or_else(|| variable("CALLGATE_POLICY").filter(|path| !path.is_empty()).map(PathBuf::from))
@@ -70,6 +76,10 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
     match arguments.job {
         Job::Check => {
             print!("{}", callgate::check::check(&policy)?);
+            Ok(0)
+        }
+        Job::Reload(pid) => {
+            println!("{}", control::ask(pid, named.map(|path| Handed::open(&path)).transpose()?)?);
             Ok(0)
         }
         Job::Run(command) => {
@@ -92,13 +102,14 @@ struct Invocation {
 enum Job {
     Run(Vec<OsString>),
     Check,
+    Reload(Option<u32>),
 }
 
 /// Options stand before the command; what follows it is the command's own.
 fn parse() -> Result<Arguments> {
     let mut parser = Parser::from_env();
     let (mut policy, mut mode) = (None, None);
-    let mut word = None;
+    let (mut word, mut pid) = (None, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(Arguments::Say(HELP.to_owned())),
@@ -108,10 +119,13 @@ fn parse() -> Result<Arguments> {
             Arg::Short('p') | Arg::Long("policy") => policy = Some(PathBuf::from(parser.value()?)),
             Arg::Long("dry-run") => mode = Some((Mode::DryRun, "--dry-run")),
             Arg::Long("enforce") => mode = Some((Mode::Enforce, "--enforce")),
-            Arg::Value(value) if word.is_none() && (value == "run" || value == "check") => word = Some(value.string()?),
+            Arg::Long("pid") if word.as_deref() == Some("reload") => pid = Some(parser.value()?.parse()?),
+            Arg::Value(value) if word.is_none() && ["run", "check", "reload"].iter().any(|word| value == *word) => {
+                word = Some(value.string()?);
+            }
             Arg::Value(first) => {
-                if word.as_deref() == Some("check") {
-                    bail!("check takes no argument {first:?}; name the policy with --policy");
+                if let Some(word @ ("check" | "reload")) = word.as_deref() {
+                    bail!("{word} takes no argument {first:?}; name the policy with --policy");
                 }
                 let rest = parser.raw_args().context("cannot read the command's arguments")?;
                 let command = std::iter::once(first).chain(rest).collect();
@@ -124,6 +138,7 @@ fn parse() -> Result<Arguments> {
     }
     match word.as_deref() {
         Some("check") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Check })),
+        Some("reload") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Reload(pid) })),
         _ => bail!("there is no command to run; see callgate --help"),
     }
 }

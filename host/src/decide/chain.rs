@@ -81,6 +81,16 @@ impl Chain {
         Ok(Self::of(plugins, policy.default))
     }
 
+    /// Goes on where `old` was: with its numbers, and the instances of those plugins that are the same in both.
+    pub fn take_over(&mut self, old: &mut Self) {
+        self.sequence = old.sequence;
+        for link in &mut self.links {
+            if let Some(same) = old.links.iter_mut().find(|other| other.plugin.is_like(&link.plugin)) {
+                std::mem::swap(&mut link.plugin, &mut same.plugin);
+            }
+        }
+    }
+
     /// The plugins.
     pub fn plugins(&self) -> impl Iterator<Item = &Plugin> {
         self.links.iter().map(|link| &link.plugin)

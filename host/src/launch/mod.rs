@@ -60,6 +60,8 @@ pub trait Supervision {
     /// # Errors
     /// The command is then not run.
     fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()>;
+    /// Somebody sent us SIGHUP. Whether that was all: else it is for the command.
+    fn hang_up(&mut self) -> bool;
     /// The command has ended; some of its descendants may go on.
     fn command_ended(&mut self);
     /// Nothing of the workload is left.
@@ -389,13 +391,15 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
             _ => wait_readable(&[signals.as_fd()], most),
         }
         while let Ok(Some(signal)) = signals.read_signal() {
-            if running && outside.is_none() {
-                forward(command, &sent(&signal), apart);
+            let signal = sent(&signal);
+            if running && outside.is_none() && !(is_hang_up(&signal) && supervision.hang_up()) {
+                forward(command, &signal, apart);
             }
         }
         while let (Some(outside), true) = (outside, running) {
             match outside.order() {
                 Ok(None) => break,
+                Ok(Some(Order::Signal(signal))) if is_hang_up(&signal) && supervision.hang_up() => {}
                 Ok(Some(Order::Signal(signal))) => process::send_on(command, &signal),
                 Ok(Some(Order::Resumed(time))) => {
                     resumed = time;
@@ -582,10 +586,17 @@ fn is_about_us(signal: &Sent) -> bool {
     signal.number == libc::SIGCHLD || signal.pid == std::process::id()
 }
 
+/// Whether somebody has sent SIGHUP, and not a terminal that is no more.
+fn is_hang_up(signal: &Sent) -> bool {
+    signal.number == libc::SIGHUP && signal.code != SI_KERNEL && !is_about_us(signal)
+}
+
+/// The kernel itself sends the signal (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
+
 /// Whether the terminal has sent a signal to the whole process group, and so to the command as well. When it hangs up,
 /// however, it tells only who leads the session (tty_signal_session_leader, drivers/tty/tty_jobctrl.c).
 fn reached_the_group(signal: &Sent, leads_session: bool) -> bool {
-    const SI_KERNEL: i32 = 0x80;
     let by_terminal = match signal.number {
         libc::SIGHUP | libc::SIGCONT => !leads_session,
         libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGWINCH => true,

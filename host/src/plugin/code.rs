@@ -1,6 +1,6 @@
 //! From a policy's words to compiled code that may be instantiated.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -19,23 +19,29 @@ const SIZE: u64 = 64 << 20;
 /// The version of the interface that this host speaks.
 const INTERFACE: &str = "0.1";
 
-/// The code of the plugin: `builtin` for the built-in one, else read from its file, checked and compiled.
+/// The code of the plugin, and its digest: `builtin` for the built-in one, whose digest is zero, else read from its file,
+/// checked and compiled.
 pub(super) fn component(
     engine: &Engine,
     settings: &PluginSettings,
     builtin: &'static [u8],
-) -> Result<Component, LoadError> {
-    match &settings.source {
-        PluginSource::Builtin => precompiled::component(engine.wasm(), builtin)
-            .map_err(|e| LoadError::Invalid(format!("the built-in plugin does not fit this executable: {e:#}"))),
-        PluginSource::File { path, sha256 } => {
-            let bytes = read(path)?;
-            if let Some(expected) = sha256 {
-                check_digest(&bytes, expected)?;
-            }
-            compile(engine, &bytes)
+) -> Result<(Component, [u8; 32]), LoadError> {
+    Ok(match &settings.source {
+        PluginSource::Builtin => {
+            let component = precompiled::component(engine.wasm(), builtin)
+                .map_err(|e| LoadError::Invalid(format!("the built-in plugin does not fit this executable: {e:#}")))?;
+            (component, [0; 32])
         }
-    }
+        PluginSource::File { path, sha256, content } => {
+            let read = content.is_none().then(|| read(path)).transpose()?;
+            let bytes = content.as_deref().or(read.as_deref()).unwrap_or_default();
+            let digest = Sha256::digest(bytes).into();
+            if let Some(expected) = sha256 {
+                check_digest(&digest, expected)?;
+            }
+            (compile(engine, bytes)?, digest)
+        }
+    })
 }
 
 /// The bytes of a plugin's file.
@@ -43,23 +49,29 @@ pub(super) fn component(
 /// # Errors
 /// It cannot be read, is no regular file, or is larger than plugins may be.
 pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let failed = |source| LoadError::Read { path: path.to_owned(), source };
     // A fifo would hold up the start; a device may never end.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.and_then(read_component).map_err(|source| LoadError::Read { path: path.to_owned(), source })
+}
+
+/// What a plugin's file holds.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is too large.
+pub fn read_component(file: File) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let mut bytes = Vec::new();
-    file.take(SIZE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > SIZE {
-        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {SIZE} bytes"))));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {SIZE} bytes")));
     }
     Ok(bytes)
 }
 
-fn check_digest(bytes: &[u8], expected: &str) -> Result<(), LoadError> {
-    let actual: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+fn check_digest(digest: &[u8; 32], expected: &str) -> Result<(), LoadError> {
+    let actual: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     if actual.eq_ignore_ascii_case(expected) {
         Ok(())
     } else {

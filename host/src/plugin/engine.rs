@@ -1,6 +1,7 @@
 //! The WebAssembly engine, and the clock that ends plugins which take too long.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,9 @@ const IDLE_TICKS: u32 = 200;
 pub struct Engine {
     wasm: wasmtime::Engine,
     ticker: Arc<Ticker>,
+    /// Where paths lead that some plugin was configured with. A policy that is loaded later means by a path what the first
+    /// one meant: the workload could have changed where it leads since.
+    pub(super) paths: Arc<Mutex<HashMap<String, String>>>,
 }
 
 /// The engine cannot be set up on this machine.
@@ -37,7 +41,7 @@ impl Engine {
     /// When wasmtime cannot generate code for this processor.
     pub fn new() -> Result<Self, EngineError> {
         let wasm = wasmtime::Engine::new(&engine_config::config()).map_err(|e| EngineError(format!("{e:#}")))?;
-        Ok(Self { wasm, ticker: Arc::default() })
+        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default() })
     }
 
     /// Starts the clock: a thread that lives until the [`Clock`] is dropped. Plugins run only while there is one, for

@@ -1,11 +1,12 @@
 //! What a plugin may call: its log, and facts about the event at hand.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::bindings::callgate::policy::host::{FileRole, Host, Level, Stream, Subject};
 use super::bindings::{self, types};
+use super::engine::Engine;
 use super::limits::Limits;
 use super::text::clean;
 use crate::decide::{self, Facts};
@@ -104,8 +105,9 @@ impl Host for State {
 }
 
 /// Where the paths of a plugin's configuration lead. Looked up while the first instance is configured, and settled then.
-#[derive(Default)]
 pub(super) struct Paths {
+    /// What all plugins of the engine have found.
+    known: Arc<Mutex<HashMap<String, String>>>,
     found: HashMap<String, Option<String>>,
     settled: bool,
 }
@@ -113,6 +115,11 @@ pub(super) struct Paths {
 impl Paths {
     /// How many different paths are looked up: each costs system calls.
     const MOST: usize = 1 << 20;
+
+    /// None yet.
+    pub(super) fn of(engine: &Engine) -> Self {
+        Self { known: Arc::clone(&engine.paths), found: HashMap::new(), settled: false }
+    }
 
     /// From now on nothing is looked up any more.
     pub(super) fn settle(&mut self) {
@@ -129,7 +136,15 @@ impl Paths {
         if self.found.len() == Self::MOST {
             return Err(TooManyPaths);
         }
-        let found = std::fs::canonicalize(&path).ok().and_then(|path| path.into_os_string().into_string().ok());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known
+            .get(&path)
+            .cloned()
+            .or_else(|| std::fs::canonicalize(&path).ok()?.into_os_string().into_string().ok());
+        if let Some(found) = &found {
+            known.insert(path.clone(), found.clone());
+        }
+        drop(known);
         self.found.insert(path, found.clone());
         Ok(found)
     }

@@ -24,7 +24,7 @@ use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Store, Trap};
 
 use self::bindings::{PluginPre, types};
-pub use self::code::{compile, read};
+pub use self::code::{compile, read, read_component};
 pub use self::engine::{Clock, Engine, EngineError};
 use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
@@ -118,20 +118,31 @@ impl Plugin {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(engine: &Engine, settings: &PluginSettings, builtin: &'static [u8]) -> Result<Self, LoadError> {
-        Self::of(engine, settings, &code::component(engine, settings, builtin)?)
+        let (component, digest) = code::component(engine, settings, builtin)?;
+        Self::of(engine, settings, &component, digest)
     }
 
-    /// The same of a component that is compiled already.
+    /// The same of a component that is compiled already, of bytes that have this SHA-256.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn of(engine: &Engine, settings: &PluginSettings, component: &Component) -> Result<Self, LoadError> {
+    pub fn of(
+        engine: &Engine,
+        settings: &PluginSettings,
+        component: &Component,
+        digest: [u8; 32],
+    ) -> Result<Self, LoadError> {
         let code = link(engine, component)?;
         let name: Arc<str> = settings.name.as_str().into();
-        let blueprint =
-            Blueprint { engine: engine.clone(), code, config: settings.config.clone(), memory: settings.memory };
+        let blueprint = Blueprint {
+            engine: engine.clone(),
+            code,
+            digest,
+            config: settings.config.clone(),
+            memory: settings.memory,
+        };
         let Started { live, description, subscriptions } =
-            blueprint.start(Log::new(Arc::clone(&name)), Paths::default()).map_err(|failed| match failed.error {
+            blueprint.start(Log::new(Arc::clone(&name)), Paths::of(engine)).map_err(|failed| match failed.error {
                 StartError::Failed(broken) => LoadError::Start(broken.failure(&name)),
                 StartError::Refused { pointer, message, hint } => LoadError::Config { pointer, message, hint },
             })?;
@@ -143,6 +154,14 @@ impl Plugin {
             subscriptions,
             instance: Instance::Live(live),
         })
+    }
+
+    /// Whether both are the same: name, code, configuration and limits.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.blueprint, &other.blueprint);
+        self.name == other.name
+            && self.deadline == other.deadline
+            && (one.digest, &one.config, one.memory) == (two.digest, &two.config, two.memory)
     }
 
     /// Its name in the policy.
@@ -223,8 +242,9 @@ impl Plugin {
 /// # Errors
 /// See [`LoadError`].
 pub fn describe(engine: &Engine, component: &Component, memory: usize) -> Result<Description, LoadError> {
-    let blueprint = Blueprint { engine: engine.clone(), code: link(engine, component)?, config: String::new(), memory };
-    let mut store = Store::new(engine.wasm(), State::new(memory, Log::new("plugin".into()), Paths::default()));
+    let code = link(engine, component)?;
+    let blueprint = Blueprint { engine: engine.clone(), code, digest: [0; 32], config: String::new(), memory };
+    let mut store = Store::new(engine.wasm(), State::new(memory, Log::new("plugin".into()), Paths::of(engine)));
     let failed = |broken: Broken| LoadError::Start(broken.failure("plugin"));
     let _running = engine.running().ok_or_else(|| failed(Broken::clock()))?;
     blueprint.instantiate(&mut store).map(|(_, description)| description).map_err(failed)
@@ -243,6 +263,8 @@ fn link(engine: &Engine, component: &Component) -> Result<PluginPre<State>, Load
 struct Blueprint {
     engine: Engine,
     code: PluginPre<State>,
+    /// SHA-256 of the component.
+    digest: [u8; 32],
     config: String,
     memory: usize,
 }

@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Decisions, DefaultVerdict, Format, Guarantee, Mode, OnFailure, WhenFull};
+use super::{Decisions, DefaultVerdict, Format, Guarantee, Mode, OnFailure, Sighup, WhenFull};
 
 /// A policy of callgate.
 #[derive(Debug, Deserialize)]
@@ -43,6 +43,10 @@ pub struct Document {
     /// Guarantees (SECURITY.md) that must hold on this machine; the command is not started without them.
     #[serde(default)]
     pub require: Vec<Guarantee>,
+    /// What SIGHUP, sent to callgate, means: that the policy is to be read again, or the same as to the command. A terminal
+    /// that hangs up is the command's affair in any case.
+    #[serde(default = "reload")]
+    pub sighup: Sighup,
     /// For the allowlist: what may run.
     #[serde(default, deserialize_with = "present")]
     #[cfg_attr(feature = "schema", schemars(skip))]
@@ -228,6 +232,10 @@ const fn version() -> u32 {
 
 const fn enforce() -> Mode {
     Mode::Enforce
+}
+
+const fn reload() -> Sighup {
+    Sighup::Reload
 }
 
 const fn deny() -> DefaultVerdict {

@@ -1,7 +1,7 @@
 //! From a file to a [`Policy`]: what is wrong is said with its place.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -24,12 +24,13 @@ impl Policy {
     /// # Errors
     /// The file cannot be read, or the first mistake in it.
     pub fn load(path: &Path) -> Result<(Self, Source), PolicyError> {
-        let bytes = read(path).map_err(|error| {
+        // A fifo would hold up the start.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|error| {
             let hint = (error.kind() == std::io::ErrorKind::NotFound)
                 .then(|| "name the policy with --policy FILE or CALLGATE_POLICY".to_owned());
             PolicyError::of_file(path, format!("cannot read the policy: {error}"), hint)
         })?;
-        let source = text(path, bytes)?;
+        let source = Source::read(file, path)?;
         Ok((Self::parse(&source)?, source))
     }
 
@@ -94,6 +95,7 @@ impl Policy {
                 queue: audit.queue,
             },
             require: document.require,
+            sighup: document.sighup,
         })
     }
 }
@@ -116,9 +118,18 @@ impl PluginSettings {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    // A fifo would hold up the start.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+impl Source {
+    /// Reads a policy's text. `path` is what its file is called.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no text.
+    pub fn read(file: File, path: &Path) -> Result<Self, PolicyError> {
+        let failed = |error| PolicyError::of_file(path, format!("cannot read the policy: {error}"), None);
+        text(path, read(file).map_err(failed)?)
+    }
+}
+
+fn read(file: File) -> std::io::Result<Vec<u8>> {
     let kind = file.metadata()?.file_type();
     if !kind.is_file() {
         let what = if kind.is_dir() { "it is a directory" } else { "it is not a regular file" };
@@ -179,7 +190,9 @@ fn settings(
     }
     let origin = match (&plugin.path, &plugin.builtin) {
         (Some(_), Some(_)) => return wrong("builtin", "a plugin is either built in or has a path".to_owned(), None),
-        (Some(path), None) => PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone() },
+        (Some(path), None) => {
+            PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone(), content: None }
+        }
         (None, builtin) => {
             let name = builtin.as_ref().unwrap_or(&plugin.name);
             if name != BUILTIN {

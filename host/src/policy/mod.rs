@@ -8,6 +8,7 @@ mod load;
 mod source;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::load::BUILTIN;
@@ -28,6 +29,19 @@ pub struct Policy {
     pub audit: AuditSettings,
     /// Guarantees without which the workload must not start.
     pub require: Vec<Guarantee>,
+    /// What SIGHUP means.
+    pub sighup: Sighup,
+}
+
+/// What it means that somebody sends SIGHUP to callgate. A terminal that hangs up is the command's affair in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Sighup {
+    /// The policy is read again; the command does not get the signal.
+    Reload,
+    /// It is meant for the command, like all other signals.
+    PassOn,
 }
 
 /// Whether denials are carried out.
@@ -124,6 +138,8 @@ pub enum PluginSource {
         path: PathBuf,
         /// The SHA-256 that its bytes must have, in lower-case hexadecimal.
         sha256: Option<String>,
+        /// What it held when somebody read it already, so that its path is not looked up any more.
+        content: Option<Arc<[u8]>>,
     },
 }
 
@@ -139,7 +155,7 @@ pub enum OnFailure {
 }
 
 /// Where records go, and which.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditSettings {
     /// The sinks; each gets every record.
     pub sinks: Vec<Sink>,

@@ -325,9 +325,10 @@ unsafe fn give_up(without: &[u32]) {
     }
 }
 
-/// Takes over a descriptor that the command's process has put into our table.
+/// Takes over a descriptor that nobody owns yet: a call has just returned it, or the command's process has put it into our
+/// table.
 pub fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: the child made it in the table that we shared, and has a table of its own by now; nobody else owns it here.
+    // SAFETY: as the callers say. The command's process made it in the table that we shared, and has one of its own by now.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
 use super::events::Told;
@@ -81,7 +82,7 @@ impl Sandbox {
         let name = self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let settings = PluginSettings {
             name,
-            source: PluginSource::File { path: self.file.clone(), sha256: None },
+            source: PluginSource::File { path: self.file.clone(), sha256: None, content: None },
             config: config.to_owned(),
             on_failure: OnFailure::Deny,
             deadline: Duration::from_millis(limits.deadline_ms),
@@ -90,7 +91,7 @@ impl Sandbox {
             place: String::new(),
             config_place: String::new(),
         };
-        Plugin::of(&self.engine, &settings, &self.component)
+        Plugin::of(&self.engine, &settings, &self.component, Sha256::digest(&self.bytes).into())
     }
 
     /// The same, where what is wrong with the configuration is shown in it.
