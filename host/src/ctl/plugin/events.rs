@@ -4,7 +4,7 @@
 //! value, for a rule about paths is not to be tried on events that are full of inode numbers. A record is read leniently,
 //! because keys may be added to records.
 
-use callgate_json::{Mistake, Object, escaped, from_str, present};
+use callgate_json::{Mistake, Object, escaped, from_str};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -180,8 +180,7 @@ fn filled_in(mut event: Value, kind: EventKind) -> Value {
     }
     match kind {
         EventKind::Exec | EventKind::ExecFileless => {
-            let canonical = kind == EventKind::Exec;
-            for key in ["file", "loader"] {
+            for (key, canonical) in [("file", kind == EventKind::Exec), ("loader", true)] {
                 event.get_mut(key).into_iter().for_each(|file| fill_file(file, canonical));
             }
             if let Some(Value::Array(interpreters)) = event.get_mut("interpreters") {

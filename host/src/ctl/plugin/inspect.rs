@@ -99,8 +99,10 @@ fn look(found: &mut Findings, sandbox: &Sandbox, config: Option<&Source>, limits
 impl Findings {
     fn text(&self) -> String {
         let mut text = String::new();
-        // Writing to a string cannot fail.
-        let mut line = |name: &str, value: &str| drop(writeln!(text, "{:15} {value}", format!("{name}:")));
+        let mut line = |name: &str, value: &str| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{:15} {value}", format!("{name}:"));
+        };
         line("file", &self.file);
         line("size", &format!("{} bytes", self.size));
         line("sha256", &self.sha256);

@@ -36,12 +36,12 @@ pub fn new(new: &New) -> Result<PathBuf> {
         bail!("{name:?} cannot be a plugin's name: {why}");
     }
     let directory = new.directory.clone().unwrap_or_else(|| PathBuf::from(name));
-    match fs::read_dir(&directory) {
-        Ok(mut entries) if entries.next().is_some() => bail!("{} is not empty", directory.display()),
+    match fs::read_dir(&directory).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => bail!("{} is not empty", directory.display()),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot look into {}", directory.display()));
         }
-        _ => {}
+        Ok(false) | Err(_) => {}
     }
     let workspace = if within_a_workspace(&directory) { WORKSPACE } else { "" };
     let replacements = [

@@ -27,9 +27,7 @@ pub(super) fn stubs(module: &[u8]) -> Result<Option<Vec<u8>>> {
     let (mut exports, mut code) = (ExportSection::new(), CodeSection::new());
     for (index, (name, kind)) in wanted.iter().enumerate() {
         let index = index as u32;
-        types.ty().function(kind.params().iter().map(|it| value(*it)).collect::<Result<Vec<_>>>()?, {
-            kind.results().iter().map(|it| value(*it)).collect::<Result<Vec<_>>>()?
-        });
+        types.ty().function(values(kind.params())?, values(kind.results())?);
         functions.function(index);
         exports.export(name, ExportKind::Func, index);
         let mut body = Function::new([]);
@@ -70,12 +68,15 @@ fn wanted(module: &[u8]) -> Result<BTreeMap<String, FuncType>> {
     Ok(wanted)
 }
 
-fn value(kind: wasmparser::ValType) -> Result<ValType> {
-    Ok(match kind {
-        wasmparser::ValType::I32 => ValType::I32,
-        wasmparser::ValType::I64 => ValType::I64,
-        wasmparser::ValType::F32 => ValType::F32,
-        wasmparser::ValType::F64 => ValType::F64,
-        other => bail!("a function of WASI with a {other}"),
-    })
+fn values(kinds: &[wasmparser::ValType]) -> Result<Vec<ValType>> {
+    let value = |kind: &wasmparser::ValType| {
+        Ok(match kind {
+            wasmparser::ValType::I32 => ValType::I32,
+            wasmparser::ValType::I64 => ValType::I64,
+            wasmparser::ValType::F32 => ValType::F32,
+            wasmparser::ValType::F64 => ValType::F64,
+            other => bail!("a function of WASI takes or returns {other}"),
+        })
+    };
+    kinds.iter().map(value).collect()
 }
