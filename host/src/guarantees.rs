@@ -2,8 +2,6 @@
 //!
 //! SECURITY.md says what each guarantee is worth. May depend on `sys`, `intercept::caller` and `policy`.
 
-use std::os::fd::AsFd;
-
 use anyhow::{Result, bail};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -44,7 +42,7 @@ pub fn find(view: &View, listener: &Listener, command: Pid) -> Result<Findings> 
         (Guarantee::RestartFree, never_restarts(listener)),
         (Guarantee::AllCallers, can_look_at_anybody()?),
     ];
-    Ok(Findings { found, filters: caller.status.filters })
+    Ok(Findings { found, filters: caller.status()?.filters })
 }
 
 impl Findings {
@@ -106,7 +104,7 @@ fn can_hold(command: Pid) -> Result<(), String> {
 
 /// pidfd_getfd(2), by which calls are performed on the caller's own socket.
 fn can_take_sockets(caller: &Caller) -> Result<(), String> {
-    match pidfd::duplicate(caller.pidfd.as_fd(), 0) {
+    match pidfd::duplicate(caller.pidfd(), 0) {
         Err(error) if error.raw_os_error() != Some(libc::EBADF) => Err(format!(
             "pidfd_getfd(2) is refused ({error}), as Docker's seccomp profile does without CAP_SYS_PTRACE; give the container \
              that capability (on Fargate: linuxParameters.capabilities.add), the command will not get it"
@@ -119,7 +117,8 @@ fn can_take_sockets(caller: &Caller) -> Result<(), String> {
 /// process's namespaces and memory (`CAP_SYS_ADMIN`), its files (`CAP_DAC_READ_SEARCH`, by handle), the machine.
 fn cannot_reach_us(caller: &Caller) -> Result<(), String> {
     const REACHING: [(u32, &str); 2] = [(21, "CAP_SYS_ADMIN"), (22, "CAP_SYS_BOOT")];
-    let has = |number: u32| caller.status.identity.capabilities & (1 << number) != 0;
+    let theirs = caller.status().map_err(|error| format!("its capabilities cannot be read: {error}"))?;
+    let has = |number: u32| theirs.identity.capabilities & (1 << number) != 0;
     match REACHING.iter().find(|(number, _)| has(*number)) {
         Some((_, name)) => Err(format!("the command has {name}")),
         None => Ok(()),

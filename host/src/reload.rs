@@ -13,21 +13,19 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::{Mode as FileMode, fstat};
-use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{AccessFlags, faccessat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode as FileMode;
 
 use crate::decide::Chain;
 use crate::plugin::{Engine, read_component};
 use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
-use crate::sys::credentials::{CAP_SETUID, CAP_SYS_ADMIN, Identity};
-use crate::wrap;
+use crate::sys::credentials::Identity;
+use crate::{trust, wrap};
 
 /// A policy that could take the place of the one in force.
 pub struct Candidate {
@@ -91,7 +89,7 @@ impl Origin {
         let file = openat2(&self.directory, self.name.as_os_str(), how).map_err(|error| {
             PolicyError::of_file(&self.path, format!("cannot read the policy: {}", error.desc()), None)
         })?;
-        if let Some(how) = self.writable(&file, workload)? {
+        if let Some(how) = trust::writable(&file, &self.directory, Path::new(&self.name), workload)? {
             bail!(
                 "{}: the workload {how} and so could have written it; mount it read-only, or hand the policy over with \
                  `callgatectl reload --policy FILE`",
@@ -108,33 +106,6 @@ impl Origin {
             }
         }
         Ok((policy, source))
-    }
-
-    /// How the workload could write the file, if it could.
-    fn writable(&self, file: &OwnedFd, workload: &Identity) -> Result<Option<&'static str>> {
-        // CHOWN, DAC_OVERRIDE, FOWNER (capabilities(7)): to those who have them permissions mean nothing. SETUID: who has it
-        // may be any owner.
-        const ABOVE_PERMISSIONS: u64 = 1 << 0 | 1 << 1 | 1 << 3 | CAP_SETUID;
-        if fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY) {
-            let remounts = workload.capabilities & CAP_SYS_ADMIN != 0;
-            return Ok(remounts.then_some("may mount file systems"));
-        }
-        if workload.capabilities & ABOVE_PERMISSIONS != 0 {
-            return Ok(Some("stands above file permissions"));
-        }
-        // A link in the directory may lead through others.
-        let name = Path::new(&self.name);
-        let itself = nix::sys::stat::fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let (found, directory) = (fstat(file)?, fstat(&self.directory)?);
-        if (itself.st_dev, itself.st_ino) != (found.st_dev, found.st_ino) {
-            return Ok(Some("may have made the link to it"));
-        }
-        if [found.st_uid, directory.st_uid].contains(&workload.uid) {
-            return Ok(Some("runs as its owner"));
-        }
-        let may_write =
-            |name: &Path| faccessat(self.directory.as_fd(), name, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok();
-        Ok((may_write(name) || may_write(Path::new("."))).then_some("may write it"))
     }
 }
 

@@ -1,13 +1,14 @@
 //! The way of a notification, from the kernel and back: intercept, decide, enforce, record.
 //!
 //! Plain threads that block, each of which does everything for the notification that it has received: handing it to another
-//! would cost more than the decision. There is always one more thread than there are calls under way, so that a call that
+//! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -25,10 +26,12 @@ use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
+use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
 use crate::intercept::caller::{self, Caller};
+use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
@@ -39,10 +42,11 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
+use crate::relay::Relay;
 use crate::reload::{Candidate, Origin};
 use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
-use crate::sys::{interruption, pidfd, process, seccomp};
+use crate::sys::{interruption, pidfd, process, seccomp, socket};
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -89,16 +93,15 @@ struct Office {
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
+    callers: Callers,
+    unheard: Unheard,
     guardian: Option<u32>,
-    threads: AtomicUsize,
-    idle: AtomicUsize,
+    relay: Relay,
     over: AtomicBool,
 }
 
-/// How many threads there may be: that many calls under way, and the rest waits in the kernel.
-const THREADS: usize = 4096;
-/// How many threads stay when there is nothing to do.
-const IDLE: usize = 3;
+/// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
+const NO_SOCKET: u64 = 0;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -109,44 +112,49 @@ impl Supervision for Supervisor {
         let findings = guarantees::find(&view, &listener, command)?;
         findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
+        raise_descriptor_limit();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let office = Arc::new(Office {
+        let audit = Audit::start(&self.policy.audit)?;
+        let renewal = Renewal {
+            engine: self.engine.clone(),
+            origin: self.origin.take().context("begun twice")?,
+            asked: self.asked,
+            audit: self.policy.audit.clone(),
+            sighup: Mutex::new(self.policy.sighup),
+        };
+        let room = Room::new()?;
+        let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
             wanted,
             chain: Mutex::new(chain),
             background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
             dry_run: AtomicBool::new(mode == Mode::DryRun),
-            audit: Audit::start(&self.policy.audit)?,
+            audit,
             own: Own { identity: own, withheld: self.withheld },
             findings,
             turns: Turns::default(),
-            renewal: Renewal {
-                engine: self.engine.clone(),
-                origin: self.origin.take().context("begun twice")?,
-                asked: self.asked,
-                audit: self.policy.audit.clone(),
-                sighup: Mutex::new(self.policy.sighup),
-            },
-            room: Room::new()?,
+            renewal,
+            room,
             sockets: Sockets::default(),
+            callers: Callers::new(wanted.contains(EventKind::Exec)),
+            unheard: Unheard::default(),
             guardian,
-            threads: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
+            relay: Relay::new({
+                let office = Weak::clone(office);
+                move || office.upgrade().map_or(Ok(()), receive)
+            }),
             over: AtomicBool::new(false),
         });
         interruption::prepare()?;
-        raise_descriptor_limit();
-        let watched = Arc::clone(&office);
-        std::thread::Builder::new()
-            .name("callgate-watch".into())
-            .stack_size(STACK)
+        let (watched, relieved) = (Arc::clone(&office), Arc::clone(&office));
+        let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
+        thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
+            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
-        for _ in 0..2 {
-            receive(&office)?;
-        }
         control(&office);
         self.running = Some((office, clock));
         Ok(())
@@ -302,33 +310,21 @@ fn own_view() -> Result<View> {
 }
 
 /// Starts one more thread that receives notifications.
-fn receive(office: &Arc<Office>) -> Result<()> {
-    let ours = Arc::clone(office);
-    office.threads.fetch_add(1, SeqCst);
-    office.idle.fetch_add(1, SeqCst);
-    std::thread::Builder::new()
-        .name("callgate-call".into())
-        .stack_size(STACK)
-        .spawn(move || {
-            process::own_directory();
-            // See `process::path_to`: paths to sockets begin here.
-            let at_home = nix::unistd::fchdir(ours.view.proc());
-            if at_home.and_then(|()| interruption::allow()).is_err() {
-                std::process::abort();
-            }
-            work(&ours);
-            ours.threads.fetch_sub(1, SeqCst);
-        })
-        .inspect_err(|_| {
-            office.idle.fetch_sub(1, SeqCst);
-            office.threads.fetch_sub(1, SeqCst);
-        })
-        .context("cannot start a thread")?;
+fn receive(office: Arc<Office>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
+        process::own_directory();
+        // See `process::path_to`: paths to sockets begin here.
+        let at_home = nix::unistd::fchdir(office.view.proc());
+        if at_home.and_then(|()| interruption::allow()).is_err() {
+            std::process::abort();
+        }
+        work(&office);
+    })?;
     Ok(())
 }
 
-fn work(office: &Arc<Office>) {
-    loop {
+fn work(office: &Office) {
+    while office.relay.next() {
         let notification = match office.listener.receive() {
             Ok(notification) => notification,
             Err(error) => match error.raw_os_error() {
@@ -341,16 +337,20 @@ fn work(office: &Arc<Office>) {
                 _ => return,
             },
         };
-        if office.idle.fetch_sub(1, SeqCst) == 1 && office.threads.load(SeqCst) < THREADS {
-            // Without another thread calls wait for this one; nothing is lost.
-            let _ = receive(office);
+        office.relay.received();
+        let is_exec = is_exec(&notification);
+        if is_exec {
+            office.relay.hand_over_to_a_crowd();
         }
         office.handle(&notification);
-        if office.idle.fetch_add(1, SeqCst) >= IDLE {
-            office.idle.fetch_sub(1, SeqCst);
-            return;
+        if is_exec {
+            office.relay.look_for_a_crowd(|| office.listener.has_more());
         }
     }
+}
+
+fn is_exec(call: &Notification) -> bool {
+    matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat)
 }
 
 impl Office {
@@ -368,7 +368,8 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
-        let caller = match Caller::read(&self.view, notification.tid) {
+        let _turn = self.turn(notification);
+        let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
@@ -377,6 +378,16 @@ impl Office {
                 return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
             }
         };
+        let answer = self.answer_to(&caller, notification);
+        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
+        if answer == Some(Answer::Continue) && may_be_exec {
+            drop(self.callers.exec(caller.pid));
+        }
+        answer
+    }
+
+    fn answer_to(&self, caller: &Arc<Caller>, notification: &Notification) -> Option<Answer> {
         if notification.arch != seccomp::NATIVE_ARCH {
             let why = "a system call through another architecture's entry";
             return Some(self.refuse(caller.subject(&self.view), notification, "foreign-abi", why, Errno::ENOSYS));
@@ -388,10 +399,10 @@ impl Office {
         if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
             || matches!(call, Call::Bypass("fcntl"))
         {
-            return self.guard(&caller, call, notification);
+            return self.guard(caller, call, notification);
         }
         let intercepted =
-            intercept::intercept(&self.view, &self.own, &self.sockets, &caller, self.wanted, call, notification);
+            intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);
         if !self.listener.is_valid(notification.id) {
             return None; // what was read may be somebody else's
         }
@@ -405,18 +416,48 @@ impl Office {
                 let why = format!("{name} would get past the network rules");
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
             }
-            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(&caller, action, copy, notification),
+            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
             Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
-            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(&caller, copy, notification.id, None),
+            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(caller, copy, notification.id, None),
             Ok(Intercepted::Messages(held, vector, count, flags)) => {
-                self.send_messages(&caller, &held, vector, count, flags, notification)
+                self.send_messages(caller, &held, vector, count, flags, notification)
             }
             Ok(Intercepted::PeerCredentials(held, value, length)) => {
-                Some(perform::peer_credentials(&self.desk(&caller, notification.id), &held, value, length))
+                Some(perform::peer_credentials(&self.desk(caller, notification.id), &held, value, length))
             }
             Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
-            Ok(Intercepted::Accepting(held, flags)) => self.accept(&caller, &held, flags, notification),
+            Ok(Intercepted::Accepting(held, flags)) => self.accept(caller, &held, flags, notification),
         }
+    }
+
+    /// Where a signal makes callers come again while their call is still being carried out: their turn, one at a time.
+    fn turn(&self, notification: &Notification) -> Option<Turn<'_>> {
+        if self.listener.keeps_callers() || notification.tid == 0 {
+            return None;
+        }
+        let turn = self.unheard.turn(&self.room, notification.tid, notification.id);
+        // What is verified waits for its caller's end of the call, with which it may be in the next already.
+        let is_verified =
+            matches!(calls::call(notification.number), Some(Call::Execve | Call::Execveat | Call::Setgroups));
+        (!is_verified).then_some(turn)
+    }
+
+    /// Carries out a call, if that has not been done already without the caller hearing of it; see [`Unheard`]. `socket`
+    /// says on what, `call` tells it from others there.
+    fn once(
+        &self,
+        caller: &Caller,
+        id: u64,
+        socket: Option<u64>,
+        call: impl Fn() -> u64,
+        work: impl FnOnce() -> Option<Answer>,
+    ) -> Option<Answer> {
+        let Some(socket) = socket.filter(|_| !self.listener.keeps_callers()) else { return work() };
+        let answer = self.unheard.recall(&self.view, caller, socket, &call).or_else(work)?;
+        if self.listener.send(id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, [(call(), answer)]);
+        }
+        None
     }
 
     /// Refuses by the supervisor's own rule, or says that it would.
@@ -439,7 +480,7 @@ impl Office {
         self.audit.refusal(&Refusal {
             mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, &subject),
+            ancestors: caller::ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
@@ -455,7 +496,7 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, &event.subject);
+        let ancestors = caller::ancestors(&self.view, event.subject.parent);
         self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
@@ -466,7 +507,7 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.clone(), &action, program);
+        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -540,6 +581,7 @@ impl Office {
             caller,
             program,
             &digests,
+            self.callers.exec(caller.pid),
         );
         self.verified(event, decision, result)
     }
@@ -575,6 +617,7 @@ impl Office {
             view: &self.view,
             own: &self.own,
             room: &self.room,
+            relay: &self.relay,
             sockets: &self.sockets,
             id,
             caller,
@@ -589,20 +632,28 @@ impl Office {
         decided: Option<(&Event, &Decision)>,
     ) -> Option<Answer> {
         let desk = self.desk(caller, id);
-        let performed = match &copy {
-            Copy::Numbers => return Some(Answer::Continue),
-            Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
-            Copy::Groups(groups) => {
-                let result = verified::groups(&self.listener, &self.view, id, caller, groups);
-                let (event, decision) = decided?;
-                return self.verified(event, decision, result);
-            }
-            Copy::Connect(held, target) => perform::connect(&desk, held, target),
-            Copy::Bind(held, target) => perform::bind(&desk, held, target),
-            Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
-            Copy::Send(held, message) => perform::send(&desk, held, message),
+        let perform = || {
+            let performed = match &copy {
+                Copy::Numbers => return Some(Answer::Continue),
+                Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
+                Copy::Groups(groups) => {
+                    let result = verified::groups(&self.listener, &self.view, id, caller, groups);
+                    let (event, decision) = decided?;
+                    return self.verified(event, decision, result);
+                }
+                Copy::Connect(held, target) => perform::connect(&desk, held, target),
+                Copy::Bind(held, target) => perform::bind(&desk, held, target),
+                Copy::Listen(held, backlog, local) => perform::listen(&desk, held, *backlog, local),
+                Copy::Send(held, message) => perform::send(&desk, held, message),
+            };
+            self.performed(caller, performed, id, decided)
         };
-        self.performed(caller, performed, id, decided)
+        self.once(caller, id, self.cookie(copy.socket()), || copy.fingerprint(), perform)
+    }
+
+    /// What [`Self::once`] knows a socket by. Where callers are kept nobody asks.
+    fn cookie(&self, held: Option<&Held>) -> Option<u64> {
+        held.filter(|_| !self.listener.keeps_callers()).and_then(Held::cookie)
     }
 
     fn performed(
@@ -615,16 +666,33 @@ impl Office {
         match performed {
             Performed::Answer(answer) => Some(answer),
             Performed::Gone => None,
+            Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
                 None
             }
             Performed::Mismatch => {
-                let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+                let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
                 let (event, decision) = decided?;
                 self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
         }
+    }
+
+    /// SIGPIPE, and an answer.
+    fn broken_pipe(&self, caller: &Caller, id: u64, answer: Answer) -> Option<Answer> {
+        let raise = || pidfd::signal_thread(caller.pid, caller.tid, libc::SIGPIPE);
+        if self.listener.keeps_callers() {
+            if self.listener.is_valid(id) {
+                let _ = raise();
+            }
+            return Some(answer);
+        }
+        // Before the answer the signal would end the call, and start it again.
+        if self.listener.send(id, answer).is_ok() {
+            let _ = raise();
+        }
+        None
     }
 
     /// sendmmsg(2): each message for itself, until one fails.
@@ -638,6 +706,8 @@ impl Office {
         call: &Notification,
     ) -> Option<Answer> {
         let mut sent = 0;
+        let cookie = self.cookie(Some(held));
+        let mut unheard = Vec::new();
         let failed = loop {
             if sent == count {
                 break None;
@@ -648,6 +718,9 @@ impl Office {
                 Err(errno) => break Some(Answer::Errno(errno as i32)),
             };
             if !self.listener.is_valid(call.id) {
+                if let Some(socket) = cookie {
+                    self.unheard.keep(&self.view, caller, socket, unheard);
+                }
                 return None;
             }
             let ours = match held.fd.try_clone() {
@@ -666,8 +739,14 @@ impl Office {
                 _ => break Some(Answer::Errno(libc::EPERM)),
             };
             let Copy::Send(held, message) = &copy else { break Some(Answer::Errno(libc::EPERM)) };
-            match perform::send(&self.desk(caller, call.id), held, message) {
-                Performed::Answer(Answer::Value(length)) => {
+            let known = cookie.and_then(|socket| {
+                self.unheard.recall(&self.view, caller, socket, || copy.fingerprint()).map(Performed::Answer)
+            });
+            match known.unwrap_or_else(|| perform::send(&self.desk(caller, call.id), held, message)) {
+                Performed::Answer(answer @ Answer::Value(length)) => {
+                    if cookie.is_some() {
+                        unheard.push((copy.fingerprint(), answer));
+                    }
                     let at = at.wrapping_add(network::HEADER_SIZE);
                     if let Err(errno) = caller.write(at, &(length as u32).to_ne_bytes()) {
                         break Some(Answer::Errno(errno as i32));
@@ -675,10 +754,16 @@ impl Office {
                     sent += 1;
                 }
                 other if sent == 0 => return self.performed(caller, other, call.id, None),
+                Performed::Pipe => return self.broken_pipe(caller, call.id, Answer::Value(sent as i64)),
                 _ => break None,
             }
         };
-        Some(if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) })
+        let answer = if sent > 0 { Answer::Value(sent as i64) } else { failed.unwrap_or(Answer::Value(0)) };
+        let Some(socket) = cookie else { return Some(answer) };
+        if self.listener.send(call.id, answer).is_err() {
+            self.unheard.keep(&self.view, caller, socket, unheard);
+        }
+        None
     }
 
     /// accept(2): a connection whose peer is denied is closed, and the next one waited for.
@@ -686,10 +771,29 @@ impl Office {
         if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
         }
+        let listening = self.cookie(Some(held));
+        let numbered = |number: i64| {
+            let Some(socket) = listening else { return Some(Answer::Value(number)) };
+            if self.listener.send(call.id, Answer::Value(number)).is_err() {
+                self.unheard.keep(&self.view, caller, socket, [(0, Answer::Value(number))]);
+            }
+            None
+        };
+        let recalled = listening.and_then(|socket| self.unheard.recall(&self.view, caller, socket, || 0));
+        if let Some(Answer::Value(number)) = recalled {
+            // It has the connection already, but not this time's buffer the peer.
+            let peer = caller.descriptor(number as i32).and_then(socket::peer_address);
+            let _ = tell_peer(caller, call, &peer.unwrap_or_default());
+            return numbered(number);
+        }
         loop {
-            let (connection, peer) = match perform::accept(&self.desk(caller, call.id), held) {
-                Ok(accepted) => accepted,
-                Err(performed) => return self.performed(caller, performed, call.id, None),
+            let kept = listening.and_then(|socket| self.unheard.connection(socket));
+            let (connection, peer) = match kept {
+                Some((fd, peer)) => (Held { fd, socket: held.socket }, peer),
+                None => match perform::accept(&self.desk(caller, call.id), held) {
+                    Ok(accepted) => accepted,
+                    Err(performed) => return self.performed(caller, performed, call.id, None),
+                },
             };
             let action = intercept::accepted(held, &connection, &peer);
             let (event, decision, _) = self.decide(caller, action, None);
@@ -699,13 +803,25 @@ impl Office {
             if flags & libc::SOCK_NONBLOCK != 0 {
                 let _ = nix::fcntl::fcntl(&connection.fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
             }
+            // One who has been interrupted goes on, and uses the memory for something else.
+            if let Some(socket) = listening
+                && !self.listener.is_valid(call.id)
+            {
+                self.unheard.keep_connection(socket, connection.fd, peer);
+                return None;
+            }
             if let Err(errno) = tell_peer(caller, call, &peer) {
                 return Some(Answer::Errno(errno as i32));
             }
             let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-            return match self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec) {
-                Ok(()) => None,
-                Err(error) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
+            return match (self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec), listening) {
+                (Ok(None), _) => None,
+                (Ok(Some(number)), _) => numbered(number.into()),
+                (Err(error), Some(socket)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                    self.unheard.keep_connection(socket, connection.fd, peer);
+                    None
+                }
+                (Err(error), _) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
             };
         }
     }
@@ -713,7 +829,8 @@ impl Office {
     /// A call that names a task, or a signal: not against us.
     fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
         // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        if caller.status.ids.len() > 1 {
+        let Ok(status) = caller.status() else { return Some(Answer::Errno(libc::EPERM)) };
+        if status.ids.len() > 1 {
             return match call {
                 Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
                 _ => Some(Answer::Continue),
@@ -725,7 +842,9 @@ impl Office {
         let target = match call {
             Call::Task("kill") if first == -1 => {
                 let ours = |pid| self.is_ours(pid);
-                return Some(signals::to_everybody(&self.view, caller, second, ours));
+                let work = || Some(signals::to_everybody(&self.view, caller, second, ours));
+                self.relay.hand_over();
+                return self.once(caller, notification.id, Some(NO_SOCKET), || second as u64, work);
             }
             Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
             Call::Task("ptrace") => second,
@@ -757,10 +876,27 @@ impl Office {
     /// is sent here, to the process that was found.
     fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
         let ours = |pid| self.is_ours(pid);
-        match signals::by_descriptor(&self.view, caller, notification.args, ours) {
-            Ok(answer) => Some(answer),
-            Err(why) => Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why)),
+        let signal = match signals::by_descriptor(&self.view, caller, notification.args, ours) {
+            Ok(Ok(signal)) => signal,
+            Ok(Err(answer)) => return Some(answer),
+            Err(why) => {
+                let subject = caller.subject(&self.view);
+                return Some(self.refuse_always(subject, notification, "supervisor-protected", why));
+            }
+        };
+        if signal.for_itself && !self.listener.keeps_callers() {
+            // Before the answer the signal would end the call, and start it again.
+            if self.listener.send(notification.id, Answer::Value(0)).is_ok() {
+                signal.send();
+            }
+            return None;
         }
+        let call = || {
+            let mut hasher = DefaultHasher::new();
+            notification.args.hash(&mut hasher);
+            hasher.finish()
+        };
+        self.once(caller, notification.id, Some(NO_SOCKET), call, || Some(signal.send()))
     }
 
     fn group(&self) -> i32 {

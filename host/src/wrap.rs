@@ -3,8 +3,9 @@
 //! What `callgate run` does, from the policy's file to the command's exit status. May depend on everything.
 
 use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -12,21 +13,28 @@ use crate::audit;
 use crate::decide::{Chain, ChainError};
 use crate::intercept::calls;
 use crate::launch::{self, Launch};
-use crate::plugin::{Engine, LoadError, builtin, kind};
-use crate::policy::{Mode, Policy, PolicyError, Source};
+use crate::plugin::cache::{self, Cache};
+use crate::plugin::{Engine, LoadError, builtin, kind, read_component};
+use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
 use crate::reload::Origin;
 use crate::supervise::Supervisor;
+use crate::sys::credentials::{Identity, capability_sets};
 use crate::sys::interruption;
 use crate::sys::seccomp::Filter;
 
 /// The policy where nobody names another.
 pub const DEFAULT_POLICY: &str = "/etc/callgate/policy.json";
 
+/// Where compiled plugins are kept, where nobody names another directory.
+pub const DEFAULT_CACHE: &str = "/var/cache/callgate";
+
 /// What is to be run, and how.
 #[derive(Debug)]
 pub struct Wrap {
     /// The policy's file.
     pub policy: PathBuf,
+    /// The directory of compiled plugins; it need not be there.
+    pub cache: PathBuf,
     /// The mode that a flag or the environment asks for, and which of them.
     pub mode: Option<(Mode, &'static str)>,
     /// The command and its arguments.
@@ -45,7 +53,10 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     let (policy, source) = Policy::load(&wrap.policy)?;
     let mode = mode(&policy, wrap.mode);
     interruption::tell_sent_from_faults()?;
-    let engine = Engine::new()?;
+    let mut engine = Engine::new()?;
+    if let Some(cache) = Cache::open(&wrap.cache, workload()?) {
+        engine = engine.cached(cache);
+    }
     let chain = load(&engine, &policy, &source)?;
     audit::withhold_descriptors(&policy.audit)?;
     let wanted = chain.subscriptions();
@@ -73,6 +84,36 @@ pub(crate) fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode
         Some((mode, _)) => mode,
         None => policy.mode,
     }
+}
+
+/// The most that the command and what it starts may be: what we are, less what is withheld.
+fn workload() -> Result<Identity> {
+    let withheld = WITHHELD.iter().fold(0_u64, |bits, capability| bits | 1 << capability);
+    Ok(Identity {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        groups: Vec::new(),
+        capabilities: capability_sets()?.permitted & !withheld,
+    })
+}
+
+/// Compiles the plugins of a policy that come from files into a cache, for the build of an image. Says where they are.
+///
+/// # Errors
+/// A mistake in the policy, a file that cannot be read or is no plugin, a directory that cannot be written.
+pub fn compile(policy: &Path, cache: &Path) -> Result<String> {
+    let (policy, source) = Policy::load(policy)?;
+    // First of all, whether they can be used.
+    load(&Engine::new()?, &policy, &source)?;
+    let mut components = Vec::new();
+    for plugin in &policy.plugins {
+        if let PluginSource::File { path, .. } = &plugin.source {
+            let component = File::open(path).and_then(read_component);
+            components.push(component.with_context(|| format!("cannot read {}", path.display()))?);
+        }
+    }
+    let filled = cache::fill(cache, &components).with_context(|| format!("cannot fill {}", cache.display()))?;
+    Ok(filled.iter().map(|path| format!("{}\n", path.display())).collect())
 }
 
 /// Loads the plugins of a policy.

@@ -482,6 +482,7 @@ const TRACER: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -496,16 +497,18 @@ const TRACER: &str = r#"
 extern char **environ;
 static const char *mode; static struct { atomic_int stop; char path[32]; } *shared; static char *arguments[] = { "name", NULL };
 static int is(const char *name) { return !strcmp(mode, name); }
+static void *burns(void *unused) { for (volatile long i = 0;; i++) {} return unused; }
 static void tracee(int begin) { /* its tracer may be gone before it has begun */
-    char byte; sigset_t all; sigfillset(&all);
+    char byte; sigset_t all; sigfillset(&all); pthread_t thread;
+    if (is("busy")) for (int i = 0; i < 3; i++) pthread_create(&thread, NULL, burns, NULL);
     if (is("blocked")) sigprocmask(SIG_BLOCK, &all, NULL);
-    if (is("traceme") || is("blocked") || is("vfork")) ptrace(PTRACE_TRACEME, 0, 0, 0); else if (read(begin, &byte, 1) != 1) _exit(0);
+    if (is("traceme") || is("busy") || is("blocked") || is("vfork")) ptrace(PTRACE_TRACEME, 0, 0, 0); else if (read(begin, &byte, 1) != 1) _exit(0);
     execve(shared->path, arguments, environ); _exit(errno == EACCES ? 0 : 100 + errno);
 }
 static void tracer(void) {
     int begin[2], status; if (pipe(begin)) _exit(9);
     pid_t pid = is("vfork") ? vfork() : fork(); if (!pid) { if (!is("vfork")) close(begin[1]); tracee(begin[0]); }
-    if (is("seize") || is("killed")) ptrace(PTRACE_SEIZE, pid, 0, 0);
+    if (is("seize") || is("killed") || is("sibling")) ptrace(PTRACE_SEIZE, pid, 0, 0);
     if (is("events")) ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXEC);
     if (write(begin[1], "x", 1)) {}
     while (waitpid(pid, &status, __WALL) == pid) {
@@ -514,18 +517,26 @@ static void tracer(void) {
     }
     _exit(8);
 }
+static void *traces(void *unused) { tracer(); return unused; }
+/* The process of the tracer is ended by an exec of its other thread. */
+static void sibling(void) {
+    pthread_t thread; struct timespec t = { 0, rand() % 1500000 };
+    pthread_create(&thread, NULL, traces, NULL);
+    nanosleep(&t, NULL);
+    execve("./good", arguments, environ); _exit(7);
+}
 int main(int argc, char **argv) {
     int rounds = atoi(argv[2]), ran = 0, killed = 0, refused = 0, other = 0, status; (void)argc; mode = argv[1]; srand(1);
-    if (chdir(argv[3])) return 2;
+    if (chdir(argv[3]) || prctl(PR_SET_CHILD_SUBREAPER, 1)) return 2;
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0); strcpy(shared->path, "./good");
     pid_t flipper = fork(); if (!flipper) { while (!shared->stop) { memcpy(shared->path + 2, "evil", 4); __asm__ volatile("" ::: "memory"); memcpy(shared->path + 2, "good", 4); __asm__ volatile("" ::: "memory"); } _exit(0); }
     for (int i = 0; i < rounds; i++) {
-        pid_t pid = fork(); if (!pid) tracer();
+        int seed = rand(); pid_t pid = fork(); if (!pid) { srand(seed); if (is("sibling")) sibling(); tracer(); }
         if (is("killed")) { struct timespec t = { 0, rand() % 1500000 }; nanosleep(&t, NULL); kill(pid, SIGKILL); }
         if (waitpid(pid, &status, 0) != pid) return 3;
         if (WIFSIGNALED(status)) other++; else if (WEXITSTATUS(status) == 0) ran++; else if (WEXITSTATUS(status) == 99) killed++; else if (WEXITSTATUS(status) == 100 + EPERM) refused++; else other++;
     }
-    shared->stop = 1; waitpid(flipper, NULL, 0);
+    shared->stop = 1; while (wait(NULL) > 0) {}
     printf("ran %d killed %d refused %d other %d\n", ran, killed, refused, other);
     return 0;
 }
@@ -535,6 +546,8 @@ int main(int argc, char **argv) {
 fn a_traced_caller_runs_nothing_else_whatever_its_tracer_does() {
     for (mode, rounds) in
         [("seize", 400), ("events", 400), ("traceme", 400), ("vfork", 400), ("killed", 800), ("blocked", 50)]
+            .into_iter()
+            .chain([("busy", 400), ("sibling", 800)])
     {
         let fixture = prepared(&["good", "tracer"]);
         let tracer = text(fixture.compile("tracer", TRACER, &[]));

@@ -15,6 +15,7 @@ mod launch;
 mod network;
 mod network_races;
 mod network_transparency;
+mod older_kernels;
 mod plugins;
 mod policies;
 mod readme;

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Fixture, Outcome, repository, run};
+use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 
 #[path = "../../plugins/component.rs"]
 mod component;
@@ -230,7 +231,7 @@ fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
 }
 
 /// The plugin of `tests/plugins/hostile.wat`, with these in their places.
-fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
+pub fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
     let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();
     let wat = wat.replace("(; declarations ;)", declarations).replace("(; configure ;)", configure);
     let mut module = wat::parse_str(wat.replace("(; decide ;)", decide)).unwrap();
@@ -386,4 +387,43 @@ fn a_file_that_is_not_the_one_that_the_policy_means_is_refused() {
     let outcome = fixture.run(&["/bin/true"]);
     assert_eq!(outcome.code(), 125);
     assert!(outcome.stderr.contains(&format!("if this is the plugin you mean, write \"{}\"", sha256(house_rules()))));
+}
+
+#[test]
+fn compiled_plugins_are_believed_only_where_the_workload_cannot_write() {
+    let fixture = with(json!([allowlist(), house(json!({ "argument": "--evil" }))]), json!({}));
+    let cache = fixture.path("cache");
+    let compiled =
+        run(Command::new(CALLGATE).args(["compile", "--policy"]).arg(fixture.policy()).arg("--cache").arg(&cache));
+    assert_eq!(compiled.code(), 0, "{compiled:?}");
+    let file = cache.join(format!("{}.cwasm", sha256(house_rules())));
+    assert_eq!(compiled.stdout, format!("{}\n", file.display()));
+
+    let start = |of_user: bool| {
+        let mut command = Command::new(if of_user { "setpriv" } else { "env" });
+        if of_user {
+            command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+        }
+        command.arg(CALLGATE).arg("--policy").arg(fixture.policy()).arg("--cache").arg(&cache).arg("true");
+        run(command.env("CALLGATE_LOG", "info"))
+    };
+    std::fs::File::create(fixture.path("records")).unwrap();
+    std::os::unix::fs::chown(fixture.path("records"), Some(1000), None).unwrap();
+    let not_used = |outcome: &Outcome| outcome.stderr.contains("is not used");
+    // Root can write everywhere. A user cannot write what is root's.
+    let (by_root, by_user) = (start(false), start(true));
+    assert_eq!((by_root.code(), by_user.code()), (0, 0), "{by_root:?} {by_user:?}");
+    assert!(by_root.stderr.contains("stands above file permissions") && not_used(&by_root), "{by_root:?}");
+    assert!(!not_used(&by_user), "{by_user:?}");
+    // That it was used shows where it is no code.
+    let code = std::fs::read(&file).unwrap();
+    std::fs::write(&file, b"nonsense").unwrap();
+    let outcome = start(true);
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(not_used(&outcome), "{outcome:?}");
+    std::fs::write(&file, code).unwrap();
+    assert!(!not_used(&start(true)));
+    std::fs::set_permissions(&cache, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let outcome = start(true);
+    assert!(outcome.stderr.contains("may write it"), "{outcome:?}");
 }

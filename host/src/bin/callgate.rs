@@ -12,7 +12,7 @@ use callgate::log;
 use callgate::policy::Mode;
 use callgate::reload::Handed;
 use callgate::sys::process::{self, Environment};
-use callgate::wrap::{self, DEFAULT_POLICY, Wrap};
+use callgate::wrap::{self, DEFAULT_CACHE, DEFAULT_POLICY, Wrap};
 
 const HELP: &str = "\
 Polices a container from inside: every exec and network event of COMMAND is decided by the plugins of a policy.
@@ -21,17 +21,21 @@ Usage: callgate [OPTIONS] COMMAND [ARG…]
        callgate run [OPTIONS] -- COMMAND [ARG…]
        callgate check [--policy FILE]
        callgate reload [--pid PID] [--policy FILE]
+       callgate compile [--policy FILE] [--cache DIR]
 
 Options:
   -p, --policy FILE  the policy (or CALLGATE_POLICY; default /etc/callgate/policy.json)
       --dry-run      block nothing, record what would have been denied (or CALLGATE_MODE=dry-run)
       --enforce      block what is denied, even if the policy says dry-run (or CALLGATE_MODE=enforce)
+      --cache DIR    compiled plugins (or CALLGATE_CACHE; default /var/cache/callgate)
   -h, --help         print this
   -V, --version      print the version
 
 `check` loads a policy and its plugins and says what they govern; nothing is started.
 `reload` has the callgate that runs here (or the one with this PID) read its policy again, or take this one instead. It works
 from outside of the workload: `docker exec`, for example.
+`compile` compiles the plugins of a policy beforehand, into /var/cache/callgate (or CALLGATE_CACHE), for the build of an image.
+They then start at once where the workload cannot write in that directory; elsewhere they are compiled at each start.
 
 CALLGATE_LOG sets what is said about the enforcer's own work: error, warn (the default), info, debug or trace.
 Variables that begin with CALLGATE_ are ours; the command does not get them.
@@ -73,6 +77,10 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
         .policy
         .or_else(|| variable("CALLGATE_POLICY").filter(|path| !path.is_empty()).map(PathBuf::from))
         .unwrap_or_else(|| DEFAULT_POLICY.into());
+    let cache = arguments
+        .cache
+        .or_else(|| variable("CALLGATE_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| DEFAULT_CACHE.into());
     match arguments.job {
         Job::Check => {
             print!("{}", callgate::check::check(&policy)?);
@@ -82,8 +90,12 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
             println!("{}", control::ask(pid, named.map(|path| Handed::open(&path)).transpose()?)?);
             Ok(0)
         }
+        Job::Compile => {
+            print!("{}", wrap::compile(&policy, &cache)?);
+            Ok(0)
+        }
         Job::Run(command) => {
-            wrap::run(&Wrap { policy, mode: arguments.mode.or(environment_mode), command, environment: rest })
+            wrap::run(&Wrap { policy, cache, mode: arguments.mode.or(environment_mode), command, environment: rest })
         }
     }
 }
@@ -95,6 +107,7 @@ enum Arguments {
 
 struct Invocation {
     policy: Option<PathBuf>,
+    cache: Option<PathBuf>,
     mode: Option<(Mode, &'static str)>,
     job: Job,
 }
@@ -103,13 +116,14 @@ enum Job {
     Run(Vec<OsString>),
     Check,
     Reload(Option<u32>),
+    Compile,
 }
 
 /// Options stand before the command; what follows it is the command's own.
 fn parse() -> Result<Arguments> {
     let mut parser = Parser::from_env();
     let (mut policy, mut mode) = (None, None);
-    let (mut word, mut pid) = (None, None);
+    let (mut word, mut pid, mut cache) = (None, None, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(Arguments::Say(HELP.to_owned())),
@@ -119,17 +133,20 @@ fn parse() -> Result<Arguments> {
             Arg::Short('p') | Arg::Long("policy") => policy = Some(PathBuf::from(parser.value()?)),
             Arg::Long("dry-run") => mode = Some((Mode::DryRun, "--dry-run")),
             Arg::Long("enforce") => mode = Some((Mode::Enforce, "--enforce")),
+            Arg::Long("cache") => cache = Some(PathBuf::from(parser.value()?)),
             Arg::Long("pid") if word.as_deref() == Some("reload") => pid = Some(parser.value()?.parse()?),
-            Arg::Value(value) if word.is_none() && ["run", "check", "reload"].iter().any(|word| value == *word) => {
+            Arg::Value(value)
+                if word.is_none() && ["run", "check", "reload", "compile"].iter().any(|word| value == *word) =>
+            {
                 word = Some(value.string()?);
             }
             Arg::Value(first) => {
-                if let Some(word @ ("check" | "reload")) = word.as_deref() {
+                if let Some(word @ ("check" | "reload" | "compile")) = word.as_deref() {
                     bail!("{word} takes no argument {first:?}; name the policy with --policy");
                 }
                 let rest = parser.raw_args().context("cannot read the command's arguments")?;
                 let command = std::iter::once(first).chain(rest).collect();
-                return Ok(Arguments::Do(Invocation { policy, mode, job: Job::Run(command) }));
+                return Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Run(command) }));
             }
             other => {
                 return Err(other.unexpected()).context("see callgate --help");
@@ -137,8 +154,9 @@ fn parse() -> Result<Arguments> {
         }
     }
     match word.as_deref() {
-        Some("check") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Check })),
-        Some("reload") => Ok(Arguments::Do(Invocation { policy, mode, job: Job::Reload(pid) })),
+        Some("check") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Check })),
+        Some("reload") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Reload(pid) })),
+        Some("compile") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Compile })),
         _ => bail!("there is no command to run; see callgate --help"),
     }
 }

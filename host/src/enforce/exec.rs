@@ -11,16 +11,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
 use crate::enforce::traced::{self, Turns};
 use crate::intercept::caller::{Caller, Status};
+use crate::intercept::callers::UnderWay;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
 use crate::sys::mapping::{self, Mapped};
@@ -42,7 +43,7 @@ pub enum Verified {
 }
 
 /// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
-/// `filters` is how many filters a process has that has none of its own.
+/// `filters` is how many filters a process has that has none of its own. `under_way` is told when the exec is over.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
@@ -56,12 +57,33 @@ pub fn exec(
     caller: &Caller,
     program: &Program,
     digests: &[(FileRole, String)],
+    mut under_way: UnderWay<'_>,
+) -> io::Result<Verified> {
+    let result = seen_to_end(listener, view, turns, filters, id, caller, program, digests, &mut under_way);
+    if result.is_ok() {
+        under_way.is_over();
+    }
+    result
+}
+
+#[allow(clippy::too_many_arguments)] // as above
+fn seen_to_end(
+    listener: &Listener,
+    view: &View,
+    turns: &Turns,
+    filters: Option<u32>,
+    id: u64,
+    caller: &Caller,
+    program: &Program,
+    digests: &[(FileRole, String)],
+    under_way: &mut UnderWay<'_>,
 ) -> io::Result<Verified> {
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
-    let Some(_turn) = turns.exec(caller.status.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
+    let Some(_turn) = turns.exec(caller.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
     let result = held(listener, view, id, caller, |leader, is_exec| {
+        under_way.is_over();
         if !is_exec {
             return None;
         }
@@ -69,7 +91,10 @@ pub fn exec(
     });
     match result {
         Ok(Verified::Traced) => {
-            let check = |leader| difference(view, leader, program, digests);
+            let check = |leader| {
+                under_way.is_over();
+                difference(view, leader, program, digests)
+            };
             traced::exec(listener, view, turns, filters, id, caller, check)
         }
         result => result,
@@ -81,7 +106,7 @@ pub fn exec(
 /// # Errors
 /// As [`exec`].
 pub fn groups(listener: &Listener, view: &View, id: u64, caller: &Caller, groups: &[u32]) -> io::Result<Verified> {
-    let before = &caller.status.identity.groups;
+    let before = &caller.status()?.identity.groups;
     held(listener, view, id, caller, |_, _| {
         let Ok(now) = Status::read(caller.directory()) else {
             return Some("its groups could not be read".to_owned());
@@ -105,11 +130,20 @@ fn held(
 ) -> io::Result<Verified> {
     let thread = Pid::from_raw(caller.tid as i32);
     let options = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL;
-    match ptrace::seize(thread, options) {
-        Ok(()) => {}
-        Err(Errno::ESRCH) => return Ok(Verified::Gone),
-        Err(Errno::EPERM) => return Ok(Verified::Traced),
-        Err(error) => return Err(error.into()),
+    loop {
+        match ptrace::seize(thread, options) {
+            Ok(()) => break,
+            Err(Errno::ESRCH) => return Ok(Verified::Gone),
+            // Before Linux 5.19 the caller may have come again while another thread of ours still holds it.
+            Err(Errno::EPERM) if !listener.keeps_callers() && traced::is_held_by_us(view, caller.tid) => {
+                if !listener.is_valid(id) {
+                    return Ok(Verified::Gone);
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(Errno::EPERM) => return Ok(Verified::Traced),
+            Err(error) => return Err(error.into()),
+        }
     }
     // The interruption stays pending until the call is over. Before Linux 5.19 it would end the notification instead, and so
     // comes after the answer: an exec that has gone through by then has stopped all the same.
@@ -143,7 +177,7 @@ pub fn release(view: &View, held: Pid) {
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
 fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
-    let leads = caller.tid == caller.status.pid;
+    let leads = caller.tid == caller.pid;
     let which = || if leads { Id::Pid(Pid::from_raw(caller.tid as i32)) } else { Id::All };
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
@@ -157,7 +191,7 @@ fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
                 match status {
                     WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
                         reap(view, pid);
-                        if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.status.pid {
+                        if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.pid {
                             return None;
                         }
                     }
@@ -210,13 +244,14 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
         openat(view.proc(), format!("{leader}/{name}").as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
     };
     let unreadable = |what: &str, error: Errno| Some(format!("its {what} could not be read: {error}"));
-    let running = match open("exe", OFlag::O_PATH) {
-        Ok(exe) => exe,
-        Err(error) => return unreadable("executable", error),
-    };
-    match (fstat(&running), fstat(program.files.executable())) {
+    let running = fstatat(view.proc(), format!("{leader}/exe").as_str(), AtFlags::empty());
+    match (running, fstat(program.files.executable())) {
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
-        _ => return Some(format!("it began to run {}", view.name(running.as_fd()).path)),
+        (Err(error), _) => return unreadable("executable", error),
+        _ => {
+            let name = open("exe", OFlag::O_PATH).map(|running| view.name(running.as_fd()).path);
+            return Some(format!("it began to run {}", name.unwrap_or_default()));
+        }
     }
     let mapped =
         match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {

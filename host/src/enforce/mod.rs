@@ -6,4 +6,5 @@ pub mod exec;
 pub mod network;
 pub mod signals;
 pub mod traced;
+pub mod unheard;
 pub mod waiting;

@@ -15,10 +15,11 @@ use crate::intercept::caller::Caller;
 use crate::intercept::network::{Held, Message, Payload, Rest, Target};
 use crate::intercept::path::View;
 use crate::intercept::sockets::{Place, Sockets};
+use crate::relay::Relay;
 use crate::sys::credentials::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Own};
 use crate::sys::memory::Pages;
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::{pidfd, process, socket};
+use crate::sys::{process, socket};
 
 /// What a performed call came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Performed {
     Gone,
     /// Something other than what was decided on came to be: the caller must be killed.
     Mismatch,
+    /// `EPIPE`, and SIGPIPE.
+    Pipe,
 }
 
 impl From<io::Result<i64>> for Performed {
@@ -56,6 +59,8 @@ pub struct Desk<'a> {
     pub own: &'a Own,
     /// Where those are looked after whose calls wait.
     pub room: &'a Room,
+    /// To be told before a call that may wait.
+    pub relay: &'a Relay,
     /// What we did before.
     pub sockets: &'a Sockets,
     /// The notification.
@@ -67,11 +72,22 @@ pub struct Desk<'a> {
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.own.act_as(&self.caller.identity(self.view), 0, work)
+        self.own.act_as(&*self.caller.identity(self.view)?, 0, work)
     }
 
     /// Makes a call that may wait. `limit`: the socket's option that says how long.
     fn waiting<T>(
+        &self,
+        held: &Held,
+        limit: i32,
+        call: impl FnMut() -> io::Result<T>,
+    ) -> Result<io::Result<T>, Performed> {
+        self.relay.hand_over();
+        self.waiting_briefly(held, limit, call)
+    }
+
+    /// The same of a call that as a rule does not wait: then nobody has to be woken to receive others meanwhile.
+    fn waiting_briefly<T>(
         &self,
         held: &Held,
         limit: i32,
@@ -107,7 +123,11 @@ pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     };
     let connects = held.socket.kind == libc::SOCK_STREAM as u32 || held.socket.kind == libc::SOCK_SEQPACKET as u32;
     let result = if connects && held.blocks() {
-        match desk.waiting(held, libc::SO_SNDTIMEO, call) {
+        let waited = match target.address.ip() {
+            Some((ip, _)) if !ip.is_loopback() => desk.waiting(held, libc::SO_SNDTIMEO, call),
+            _ => desk.waiting_briefly(held, libc::SO_SNDTIMEO, call),
+        };
+        match waited {
             Ok(result) => result,
             Err(performed) => return performed,
         }
@@ -117,7 +137,7 @@ pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if result.is_ok()
         && let Some(place) = place(held, target)
     {
-        desk.sockets.was_connected(&held.fd, &place, desk.caller.status.pid);
+        desk.sockets.was_connected(&held.fd, &place, desk.caller.pid);
     }
     result.into()
 }
@@ -138,13 +158,18 @@ pub fn bind(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     if let Some(parent) = &target.file {
         return bind_to_path(desk, held, target, parent);
     }
-    desk.as_caller(|| socket::bind(&held.fd, &target.bytes)).into()
+    let work = || socket::bind(&held.fd, &target.bytes);
+    // Whether one may have a port depends on who one is (`__inet_bind`, net/ipv4/af_inet.c), but not for one that the kernel
+    // chooses.
+    let any_port = matches!(target.address.ip(), Some((_, 0)));
+    if any_port { work() } else { desk.as_caller(work) }.into()
 }
 
 /// A path is what getsockname(2) will tell, so it must be the caller's own; it is looked up again, from the caller's
 /// directory. That this leads to the place that was decided on is seen to by Landlock, on a thread that may make sockets
 /// there and nowhere else, and by a look at what was made.
 fn bind_to_path(desk: &Desk<'_>, held: &Held, target: &Target, parent: &OwnedFd) -> Performed {
+    desk.relay.hand_over();
     let path: Vec<u8> = target.bytes[2..].iter().copied().take_while(|byte| *byte != 0).collect();
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     // As the caller, for who may not search a directory must not learn from us what it has.
@@ -206,7 +231,7 @@ fn take_place_of(desk: &Desk<'_>, alone: bool) -> io::Result<Mode> {
         }
     }
     nix::unistd::fchdir(directory)?;
-    Ok(umask(Mode::from_bits_truncate(desk.caller.status.umask)))
+    Ok(umask(Mode::from_bits_truncate(desk.caller.status()?.umask)))
 }
 
 /// Threads that perform calls work in `/proc`; see [`process::path_to`].
@@ -222,8 +247,9 @@ fn bind_beneath(desk: &Desk<'_>, held: &Held, parent: &OwnedFd, name: &[u8]) -> 
     address.push(b'/');
     address.extend_from_slice(name);
     address.push(0);
+    let theirs = Mode::from_bits_truncate(desk.caller.status()?.umask);
     let _alone = process::leaving();
-    let before = umask(Mode::from_bits_truncate(desk.caller.status.umask));
+    let before = umask(theirs);
     let result = desk.as_caller(|| socket::bind(&held.fd, &address));
     umask(before);
     result
@@ -252,7 +278,7 @@ pub fn listen(desk: &Desk<'_>, held: &Held, backlog: i32, decided: &[u8]) -> Per
         && result.is_ok()
         && let Some(place) = own_place(desk, held)
     {
-        desk.sockets.listens(place, desk.caller.status.pid);
+        desk.sockets.listens(place, desk.caller.pid);
     }
     result.into()
 }
@@ -272,7 +298,7 @@ fn own_place(desk: &Desk<'_>, held: &Held) -> Option<Place> {
 pub fn peer_credentials(desk: &Desk<'_>, held: &Held, value: u64, length: u64) -> Answer {
     // Only where it is we whom the kernel takes for the peer is there anything to be put right; and a caller in a pid
     // namespace of its own knows processes by other numbers than we do.
-    let same_numbers = desk.caller.status.inner_pid == desk.caller.status.pid;
+    let same_numbers = desk.caller.status().is_ok_and(|status| status.inner_pid == status.pid);
     let told = socket::peer_credentials(&held.fd).ok().filter(|ids| ids[0] == std::process::id() && same_numbers);
     let Some((told, peer)) = told.and_then(|told| Some((told, desk.sockets.peer(&held.fd)?))) else {
         return Answer::Continue;
@@ -322,7 +348,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
         let result = if wait {
             match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
                 Ok(result) => result,
-                Err(Performed::Interrupted { .. }) if sending.sent > 0 => Ok(0),
+                Err(Performed::Interrupted { .. } | Performed::Gone) if sending.sent > 0 => Ok(0),
                 Err(performed) => return performed,
             }
         } else {
@@ -342,10 +368,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINPROGRESS) if !wait && may_wait() => wait = true,
                 Some(libc::EPIPE) if message.flags & libc::MSG_NOSIGNAL == 0 && held.is_stream() => {
-                    if desk.listener.is_valid(desk.id) {
-                        let _ = pidfd::signal_thread(desk.caller.status.pid, desk.caller.tid, libc::SIGPIPE);
-                    }
-                    return Err(error).into();
+                    return Performed::Pipe;
                 }
                 _ => return Err(error).into(),
             },
@@ -371,7 +394,7 @@ struct Sending<'a> {
 impl<'a> Sending<'a> {
     fn new(desk: &'a Desk<'a>, held: &'a Held, message: &'a Message) -> io::Result<Self> {
         let unix = i32::from(held.socket.family) == libc::AF_UNIX;
-        let claim = if unix { Claim::of_sender(desk, message) } else { Claim::default() };
+        let claim = if unix { Claim::of_sender(desk, message)? } else { Claim::default() };
         // Without the socket's option the flag means nothing (tcp_sendmsg_locked, net/ipv4/tcp.c).
         let zero_copy = message.flags & libc::MSG_ZEROCOPY != 0
             && socket::option(&held.fd, libc::SO_ZEROCOPY).is_ok_and(|enabled| enabled != 0);
@@ -409,7 +432,7 @@ impl<'a> Sending<'a> {
         if inet && self.message.control.is_empty() {
             return work();
         }
-        self.desk.own.act_as(&self.desk.caller.identity(self.desk.view), self.claim.takes, work)
+        self.desk.own.act_as(&*self.desk.caller.identity(self.desk.view)?, self.claim.takes, work)
     }
 
     /// Counts what was sent. Whether there is more to be sent, and it makes sense to go on.
@@ -423,8 +446,11 @@ impl<'a> Sending<'a> {
             // A call that waited and was cut short has met a signal, a time limit or an error; the next one says which.
             return !waited;
         }
+        let kept = || self.desk.listener.keeps_callers() || self.desk.listener.is_valid(self.desk.id);
         match self.rest.take(self.desk.caller) {
             Ok(more) if more.is_empty() => false,
+            // One who has been interrupted goes on, and uses the memory for something else.
+            Ok(_) if !kept() => false,
             Ok(more) => {
                 self.later = Some(more);
                 self.at = 0;
@@ -451,12 +477,13 @@ struct Claim {
 impl Claim {
     /// The kernel lets us name another process than ours only with `CAP_SYS_ADMIN`. Without, a receiver that asks for
     /// credentials (`SO_PASSCRED`) sees the supervisor's process id.
-    fn of_sender(desk: &Desk<'_>, message: &Message) -> Self {
-        let status = &desk.caller.status;
+    fn of_sender(desk: &Desk<'_>, message: &Message) -> io::Result<Self> {
+        let status = desk.caller.status()?;
         let may_name = desk.own.identity.capabilities & CAP_SYS_ADMIN;
         let process = |theirs| if may_name != 0 || theirs != status.pid { theirs } else { std::process::id() };
         let said = message.claim.unwrap_or([status.pid, status.real_uid, status.real_gid]);
-        Self { ids: Some([process(said[0]), said[1], said[2]]), takes: may_name | CAP_SETUID | CAP_SETGID }
+        let ids = Some([process(said[0]), said[1], said[2]]);
+        Ok(Self { ids, takes: may_name | CAP_SETUID | CAP_SETGID })
     }
 
     /// Puts it after other control messages.

@@ -31,7 +31,7 @@ pub fn to_everybody(view: &View, caller: &Caller, signal: i32, ours: impl Fn(u32
     for _ in 0..100 {
         let before = sent.len();
         for pid in processes(view) {
-            if pid <= 1 || pid == caller.status.pid || ours(pid) || sent.contains(&pid) {
+            if pid <= 1 || pid == caller.pid || ours(pid) || sent.contains(&pid) {
                 continue;
             }
             let Some((process, status)) = open(view, pid) else { continue };
@@ -50,7 +50,27 @@ pub fn to_everybody(view: &View, caller: &Caller, signal: i32, ours: impl Fn(u32
     if sent.is_empty() { Answer::Errno(result as i32) } else { Answer::Value(0) }
 }
 
-/// pidfd_send_signal(2).
+/// A signal that may be sent.
+#[derive(Debug)]
+pub struct Directed {
+    process: OwnedFd,
+    signal: i32,
+    flags: u32,
+    /// Whether it is for the caller's own process.
+    pub for_itself: bool,
+}
+
+impl Directed {
+    /// Sends it.
+    pub fn send(&self) -> Answer {
+        match send(&self.process, self.signal, self.flags) {
+            Ok(()) => Answer::Value(0),
+            Err(error) => Answer::Errno(error.raw_os_error().unwrap_or(libc::EPERM)),
+        }
+    }
+}
+
+/// pidfd_send_signal(2): the signal that is to be sent, or what to answer instead.
 ///
 /// # Errors
 /// Why it is refused: it is meant for one of `ours`, or cannot be told whom it is meant for.
@@ -59,9 +79,9 @@ pub fn by_descriptor(
     caller: &Caller,
     arguments: [u64; 6],
     ours: impl Fn(u32) -> bool,
-) -> Result<Answer, &'static str> {
+) -> Result<Result<Directed, Answer>, &'static str> {
     let (fd, signal, info, flags) = (arguments[0] as i32, arguments[1] as i32, arguments[2], arguments[3] as u32);
-    let errno = |errno: i32| Ok(Answer::Errno(errno));
+    let errno = |errno: i32| Ok(Err(Answer::Errno(errno)));
     // Flags that say thread, process or group (Linux 6.9).
     const KNOWN: u32 = 0b111;
     if flags & !KNOWN != 0 || !(0..=HIGHEST).contains(&signal) {
@@ -86,7 +106,7 @@ pub fn by_descriptor(
     if !allowed(view, caller, &status, signal) {
         return errno(libc::EPERM);
     }
-    if info != 0 && status.pid != caller.status.pid {
+    if info != 0 && status.pid != caller.pid {
         // do_pidfd_send_signal: what only the kernel says about a signal may not be said to another process.
         match caller.copy(info, 12) {
             Ok(bytes) => {
@@ -101,10 +121,7 @@ pub fn by_descriptor(
             Err(error) => return errno(error as i32),
         }
     }
-    match send(&process, signal, flags) {
-        Ok(()) => Ok(Answer::Value(0)),
-        Err(error) => errno(error.raw_os_error().unwrap_or(libc::EPERM)),
-    }
+    Ok(Ok(Directed { process, signal, flags, for_itself: status.pid == caller.pid }))
 }
 
 fn send(process: &OwnedFd, signal: i32, flags: u32) -> std::io::Result<()> {
@@ -130,19 +147,17 @@ fn open(view: &View, pid: u32) -> Option<(OwnedFd, Status)> {
 
 fn allowed(view: &View, caller: &Caller, target: &Status, signal: i32) -> bool {
     const CAP_KILL: u64 = 1 << 5;
-    let (real, effective) = (caller.status.real_uid, caller.status.identity.uid);
+    let Ok(status) = caller.status() else { return false };
+    let (real, effective) = (status.real_uid, status.identity.uid);
     let theirs = [target.uids.first(), target.uids.get(2)];
     let same_user = theirs.into_iter().flatten().any(|uid| *uid == real || *uid == effective);
-    let capable = || caller.identity(view).capabilities & CAP_KILL != 0;
-    same_user
-        || target.pid == caller.status.pid
-        || capable()
-        || (signal == libc::SIGCONT && same_session(caller, target))
+    let capable = || caller.identity(view).is_ok_and(|identity| identity.capabilities & CAP_KILL != 0);
+    same_user || target.pid == caller.pid || capable() || (signal == libc::SIGCONT && same_session(caller, target))
 }
 
 fn same_session(caller: &Caller, target: &Status) -> bool {
     let session = |pid: u32| nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid as i32))).ok();
-    session(target.pid).is_some_and(|theirs| Some(theirs) == session(caller.status.pid))
+    session(target.pid).is_some_and(|theirs| Some(theirs) == session(caller.pid))
 }
 
 /// What a process descriptor of the caller refers to (`Pid:` in its fdinfo): negative if that is gone.

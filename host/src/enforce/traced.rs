@@ -22,7 +22,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -108,11 +108,11 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Lets the kernel carry out the exec of a caller that `caller.status.tracer` traces. `check` looks at the caller when it
+/// Lets the kernel carry out the exec of a caller that somebody traces. `check` looks at the caller when it
 /// has stopped, and says what is wrong with it. `filters`: how many filters a process has that has none of its own.
 ///
 /// # Errors
-/// None at present.
+/// Its status cannot be read.
 pub fn exec(
     listener: &Listener,
     view: &View,
@@ -123,11 +123,12 @@ pub fn exec(
     check: impl FnOnce(Pid) -> Option<String>,
 ) -> io::Result<Verified> {
     // An exec of another thread than the leader changes its number on the way.
-    if caller.tid != caller.status.pid {
+    if caller.tid != caller.pid {
         return Ok(Verified::Traced);
     }
+    let tracer = caller.status()?.tracer;
     let deadline = Instant::now() + PATIENCE;
-    let Some(process) = status(view, caller.status.tracer).map(|status| status.pid) else {
+    let Some(process) = status(view, tracer).map(|status| status.pid) else {
         return Ok(Verified::Traced);
     };
     let Some(_turn) = turns.hold(process, || Instant::now() < deadline) else { return Ok(Verified::Traced) };
@@ -158,7 +159,7 @@ pub fn exec(
     };
     let wrong = if state == STOPPED { wrong } else { Some("it did not stop".to_owned()) };
     Ok(wrong.map_or(Verified::Done, |why| {
-        let _ = pidfd::signal(caller.pidfd.as_fd(), libc::SIGKILL);
+        let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
         Verified::Killed(why)
     }))
 }
@@ -174,12 +175,8 @@ impl Tracer {
     /// Takes hold of the caller's tracer, a thread of `process`. `None` if that cannot be had: it is traced itself, or it
     /// is one of us.
     fn seize(view: &View, caller: &Caller, process: u32, deadline: Instant) -> Option<Self> {
-        let tid = caller.status.tracer;
-        let is_ours = |tid: u32| {
-            let task = format!("self/task/{tid}");
-            openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
-        };
-        if tid == 0 || is_ours(tid) {
+        let tid = caller.status().ok()?.tracer;
+        if tid == 0 || is_ours(view, tid) {
             return None;
         }
         let thread = Pid::from_raw(tid as i32);
@@ -189,7 +186,7 @@ impl Tracer {
         while let Err(error) = ptrace::seize(thread, options) {
             // Another thread of ours may hold it, to make a call for it.
             let holder = status(view, tid)?.tracer;
-            if error != Errno::EPERM || holder != 0 && !is_ours(holder) || Instant::now() > deadline {
+            if error != Errno::EPERM || holder != 0 && !is_ours(view, holder) || Instant::now() > deadline {
                 return None;
             }
             std::thread::sleep(Duration::from_micros(100));
@@ -246,12 +243,13 @@ impl Tracer {
 
     /// Makes sure that the caller will stop when its exec is over.
     fn will_stop(&self, view: &View, caller: &Caller, filters: Option<u32>) -> bool {
-        let traps = caller.status.blocked_signals & (1 << (libc::SIGTRAP - 1)) == 0;
+        let Ok(theirs) = caller.status() else { return false };
+        let traps = theirs.blocked_signals & (1 << (libc::SIGTRAP - 1)) == 0;
         if !self.stopped {
             return traps;
         }
         // What the tracer calls the caller, in its own pid namespace.
-        let Some(name) = self.status.ids.len().checked_sub(1).and_then(|depth| caller.status.ids.get(depth)) else {
+        let Some(name) = self.status.ids.len().checked_sub(1).and_then(|depth| theirs.ids.get(depth)) else {
             return false;
         };
         let interrupt = [ptrace::Request::PTRACE_INTERRUPT as u64, u64::from(*name), 0, 0];
@@ -285,6 +283,16 @@ impl Drop for Tracer {
             }
         }
     }
+}
+
+/// Whether a thread of ours traces this one, or has just let go of it.
+pub(super) fn is_held_by_us(view: &View, tid: u32) -> bool {
+    status(view, tid).is_some_and(|status| status.tracer == 0 || is_ours(view, status.tracer))
+}
+
+fn is_ours(view: &View, tid: u32) -> bool {
+    let task = format!("self/task/{tid}");
+    openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
 }
 
 /// A process that has stopped for its tracer, as proc_pid_stat(5) shows it.
@@ -338,15 +346,23 @@ fn read(view: &View, name: &str) -> Option<String> {
     io::read_to_string(File::from(file)).ok()
 }
 
-type Image = (u64, [u8; 16]);
+pub(super) type Image = (u64, [u8; 16]);
 
 /// What tells one image of a process from the next: where the kernel has put its random bytes, and which they are
 /// (`AT_RANDOM`, getauxval(3)).
-fn image(view: &View, pid: u32) -> Option<Image> {
+pub(super) fn image(view: &View, pid: u32) -> Option<Image> {
     let address = auxiliary(view, pid, libc::AT_RANDOM)?;
     let mut random = [0; 16];
     memory(view, pid)?.read_exact_at(&mut random, address).ok()?;
     Some((address, random))
+}
+
+/// When a thread was started, in clock ticks since the machine was (proc_pid_stat(5)). `directory` is its `/proc/TID`.
+pub(super) fn start_time(directory: BorrowedFd<'_>) -> Option<u64> {
+    let file = openat(directory, "stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let text = io::read_to_string(File::from(file)).ok()?;
+    // The 22nd field; the second is a name in parentheses, with whatever in it, and the third comes after.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// An entry of the auxiliary vector.

@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -132,6 +131,15 @@ impl Room {
         Seat { room: self, id }
     }
 
+    /// Ends the wait for this notification at once, if somebody sits here for it. It has to be asked for again until it is
+    /// over: a thread that is only about to wait takes no notice.
+    pub fn hurry(&self, id: u64) {
+        let inner = self.lock();
+        if let Some(call) = inner.calls.get(&id) {
+            interruption::interrupt(call.thread); // its seat is taken, so this is the thread
+        }
+    }
+
     /// Looks after those who wait, for ever. The kernel tells nobody but the caller that it has got a signal, so there is
     /// nothing for it but to look: the longer somebody has waited, the more seldom. It does tell that a caller has died.
     pub fn watch(&self, listener: &Listener) {
@@ -185,7 +193,7 @@ impl Room {
             call.watched = true;
             let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, id);
             // Without it a death is noticed later. Closing the descriptor ends it.
-            let _ = self.epoll.add(call.caller.pidfd.as_fd(), event);
+            let _ = self.epoll.add(call.caller.pidfd(), event);
         }
     }
 }
@@ -206,7 +214,7 @@ pub fn interrupt(listener: &Listener, view: &View, id: u64, caller: &Caller, res
     let pid = Pid::from_raw(caller.tid as i32);
     if ptrace::seize(pid, ptrace::Options::PTRACE_O_EXITKILL).is_err() {
         // Somebody in the workload traces it. Its own signals are its own only if it is alone.
-        let errno = if caller.status.threads == 1 { code } else { libc::EINTR };
+        let errno = if caller.status().is_ok_and(|status| status.threads == 1) { code } else { libc::EINTR };
         return listener.send(id, Answer::Errno(errno));
     }
     let interrupted = ptrace::interrupt(pid);

@@ -3,18 +3,20 @@
 //! Everything comes from `/proc`, through a descriptor that was opened before the workload could mount anything over it.
 
 use std::borrow::Cow;
-use std::fs::File;
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 
-use crate::event::Subject;
-use crate::intercept::path::View;
+use crate::event::{File, Subject};
+use crate::intercept::path::{View, changed_ns, same_file};
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
 
@@ -27,19 +29,77 @@ pub enum IdKind {
     Group,
 }
 
+/// Descriptors of a thread, which stay its own: when it is gone they answer with errors, whoever has its number then.
+#[derive(Debug)]
+pub(super) struct Thread {
+    directory: OwnedFd,
+    /// The process (or, from Linux 6.9, the very thread).
+    pidfd: OwnedFd,
+    /// Whether `pidfd` is the thread's own: of the thread itself, or the thread leads its process.
+    exact: bool,
+    /// The memory that it had when this was opened: after an exec it has another, and this one may still be somebody
+    /// else's.
+    memory: Arc<fs::File>,
+    executable: Mutex<Option<Arc<Executable>>>,
+}
+
+/// A file that a process was seen to run, and by what it would be noticed that one runs something else.
+#[derive(Debug)]
+struct Executable {
+    seen: Seen,
+    name: String,
+}
+
+/// What can be seen of an executable without opening it: what the kernel calls it, which it is, and when it was changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    link: OsString,
+    device: u64,
+    inode: u64,
+    changed_ns: i64,
+}
+
+/// Executables that were seen lately.
+#[derive(Debug, Default)]
+pub struct Executables(Mutex<VecDeque<Arc<Executable>>>);
+
 /// The thread behind a notification.
 #[derive(Debug)]
 pub struct Caller {
     /// Thread id, in our pid namespace.
     pub tid: u32,
-    /// What `/proc/TID/status` said.
-    pub status: Status,
-    /// The process (or, from Linux 6.9, the very thread).
-    pub pidfd: OwnedFd,
-    directory: OwnedFd,
+    /// Thread group id.
+    pub pid: u32,
+    parent: u32,
+    uid: u32,
+    gid: u32,
+    thread: Arc<Thread>,
+    memory: Arc<fs::File>,
+    /// Whether it has made no exec since it was looked at first.
+    same_memory: bool,
+    status: OnceLock<Status>,
     root: OnceLock<OwnedFd>,
     in_our_user_namespace: OnceLock<bool>,
-    memory: File,
+}
+
+impl Thread {
+    fn open(view: &View, tid: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = openat(view.proc(), tid.to_string().as_str(), flags, Mode::empty())?;
+        let memory = open_memory(directory.as_fd())?;
+        let (pidfd, exact) = match pidfd::open(tid, Target::Thread) {
+            Ok(pidfd) => (pidfd, true),
+            Err(_) => {
+                let leader = Status::read(directory.as_fd())?.pid;
+                (pidfd::open(leader, Target::Process)?, leader == tid)
+            }
+        };
+        Ok(Self { directory, pidfd, exact, memory, executable: Mutex::default() })
+    }
+}
+
+fn open_memory(directory: BorrowedFd<'_>) -> io::Result<Arc<fs::File>> {
+    Ok(Arc::new(openat(directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?.into()))
 }
 
 impl Caller {
@@ -48,21 +108,65 @@ impl Caller {
     /// # Errors
     /// It is gone, or we may not look at it (ptrace(2), access mode checking).
     pub fn read(view: &View, tid: u32) -> io::Result<Self> {
-        let name = tid.to_string();
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = openat(view.proc(), name.as_str(), flags, Mode::empty())?;
-        let status = Status::read(directory.as_fd())?;
-        let memory = openat(&directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        let pidfd = pidfd::open(tid, Target::Thread).or_else(|_| pidfd::open(status.pid, Target::Process))?;
+        let thread = Thread::open(view, tid)?;
+        let memory = Arc::clone(&thread.memory);
+        Self::of(tid, Arc::new(thread), memory, true)
+    }
+
+    /// The same of a thread that was looked at before. `same_memory`: it has made no exec since.
+    ///
+    /// # Errors
+    /// It is gone; and its number may be another's.
+    pub(super) fn read_again(tid: u32, thread: &Arc<Thread>, same_memory: bool) -> io::Result<Self> {
+        let memory = if same_memory { Arc::clone(&thread.memory) } else { open_memory(thread.directory.as_fd())? };
+        Self::of(tid, Arc::clone(thread), memory, same_memory)
+    }
+
+    /// Asks the kernel through the thread's own descriptors, so that this fails if it is no more.
+    fn of(tid: u32, thread: Arc<Thread>, memory: Arc<fs::File>, same_memory: bool) -> io::Result<Self> {
+        let (info, status) = match pidfd::info(thread.pidfd.as_fd()) {
+            Ok(info) if info.tid == tid => (info, OnceLock::new()),
+            _ => {
+                let status = Status::read(thread.directory.as_fd())?;
+                let Identity { uid, gid, .. } = status.identity;
+                (pidfd::Info { tid, pid: status.pid, parent: status.parent, uid, gid }, OnceLock::from(status))
+            }
+        };
         Ok(Self {
             tid,
+            pid: info.pid,
+            parent: info.parent,
+            uid: info.uid,
+            gid: info.gid,
+            thread,
+            memory,
+            same_memory,
             status,
-            pidfd,
-            directory,
             root: OnceLock::new(),
             in_our_user_namespace: OnceLock::new(),
-            memory: File::from(memory),
         })
+    }
+
+    /// What `/proc/TID/status` says: read when it is first asked for. While the thread waits for our answer nothing of it
+    /// that only the thread itself can change does change.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn status(&self) -> Result<&Status, Errno> {
+        if self.status.get().is_none() {
+            let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            let _ = self.status.set(Status::read(self.directory()).map_err(errno)?);
+        }
+        self.status.get().ok_or(Errno::ESRCH)
+    }
+
+    /// The process (or, from Linux 6.9, the very thread).
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.thread.pidfd.as_fd()
+    }
+
+    pub(super) fn thread(&self) -> &Arc<Thread> {
+        &self.thread
     }
 
     /// Copies bytes of the caller's memory, as many as are there.
@@ -127,9 +231,28 @@ impl Caller {
     /// A copy of one of the caller's descriptors.
     ///
     /// # Errors
-    /// `EBADF`: it has no such descriptor. Anything else: we can't tell.
+    /// `EBADF`: it has no such descriptor. `EPERM`: it has, but before Linux 6.9 we come by those of the process's leader
+    /// only, which has ended, or another table. Anything else: we can't tell.
     pub fn descriptor(&self, fd: i32) -> io::Result<OwnedFd> {
-        pidfd::duplicate(self.pidfd.as_fd(), fd)
+        let found = pidfd::duplicate(self.pidfd(), fd);
+        if self.thread.exact {
+            return found;
+        }
+        let theirs = fstat(self.handle(fd)?)?;
+        match found {
+            Ok(ours) if same_file(&fstat(&ours)?, &theirs) => Ok(ours),
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => Err(error),
+            Ok(_) | Err(_) => {
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "network calls of threads whose leader has ended, or has other descriptors, are refused: before \
+                         Linux 6.9 their sockets are out of reach"
+                    );
+                });
+                Err(Errno::EPERM.into())
+            }
+        }
     }
 
     /// The file behind one of the caller's descriptors, as an `O_PATH` handle: needs no `pidfd_getfd`.
@@ -138,7 +261,7 @@ impl Caller {
     /// `EBADF`: it has no such descriptor.
     pub fn handle(&self, fd: i32) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        openat(&self.directory, format!("fd/{fd}").as_str(), flags, Mode::empty()).map_err(|error| match error {
+        openat(self.directory(), format!("fd/{fd}").as_str(), flags, Mode::empty()).map_err(|error| match error {
             Errno::ENOENT => Errno::EBADF,
             other => other,
         })
@@ -157,8 +280,8 @@ impl Caller {
             IdKind::Group => "gid_map",
         };
         // What a reader in another namespace sees there are the ids of its own (user_namespaces(7)). A map is written once.
-        let map = openat(&self.directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let map = io::read_to_string(File::from(map)).map_err(|_| Errno::EPERM)?;
+        let map = openat(self.directory(), name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let map = io::read_to_string(fs::File::from(map)).map_err(|_| Errno::EPERM)?;
         let ranges: Vec<[u32; 3]> = map
             .lines()
             .filter_map(|line| {
@@ -178,7 +301,7 @@ impl Caller {
         if let Some(known) = self.in_our_user_namespace.get() {
             return Ok(*known);
         }
-        let same = match (readlinkat(&self.directory, "ns/user"), view.user_namespace()) {
+        let same = match (readlinkat(self.directory(), "ns/user"), view.user_namespace()) {
             (Ok(theirs), Some(ours)) => theirs == *ours,
             // A kernel without user namespaces has no such link.
             (Err(Errno::ENOENT), None) => true,
@@ -189,17 +312,20 @@ impl Caller {
 
     /// Who it is to permission checks in our user namespace. Whoever makes a user namespace has all capabilities, but in
     /// there (user_namespaces(7)): here they are worth nothing.
-    pub fn identity(&self, view: &View) -> Cow<'_, Identity> {
-        let identity = &self.status.identity;
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn identity(&self, view: &View) -> Result<Cow<'_, Identity>, Errno> {
+        let identity = &self.status()?.identity;
         if identity.capabilities == 0 || self.in_our_user_namespace(view).unwrap_or(false) {
-            return Cow::Borrowed(identity);
+            return Ok(Cow::Borrowed(identity));
         }
-        Cow::Owned(Identity { capabilities: 0, ..identity.clone() })
+        Ok(Cow::Owned(Identity { capabilities: 0, ..identity.clone() }))
     }
 
     /// `/proc/TID`.
     pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+        self.thread.directory.as_fd()
     }
 
     /// The caller's root directory.
@@ -209,41 +335,93 @@ impl Caller {
     pub fn root(&self) -> nix::Result<BorrowedFd<'_>> {
         if self.root.get().is_none() {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let _ = self.root.set(openat(&self.directory, "root", flags, Mode::empty())?);
+            let _ = self.root.set(openat(self.directory(), "root", flags, Mode::empty())?);
         }
         self.root.get().map(AsFd::as_fd).ok_or(Errno::ESRCH)
     }
 
     /// The process as plugins see it.
     pub fn subject(&self, view: &View) -> Subject {
-        subject(view, self.directory(), &self.status, self.tid)
+        Subject {
+            pid: self.pid,
+            tid: self.tid,
+            parent: self.parent,
+            executable: self.executable(view),
+            uid: self.uid,
+            gid: self.gid,
+        }
+    }
+
+    /// The name of the file that the process runs; the one that was found before if it has made no exec since, or is still
+    /// seen to run the same file by the same path.
+    fn executable(&self, view: &View) -> String {
+        let mut known = self.thread.executable.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.same_memory || known.is_none() {
+            *known = view.executables().run_by(view, self.directory(), known.as_ref());
+        }
+        known.as_ref().map(|known| known.name.clone()).unwrap_or_default()
     }
 }
 
-fn subject(view: &View, directory: BorrowedFd<'_>, status: &Status, tid: u32) -> Subject {
-    let executable = openat(directory, "exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .map(|exe| view.name(exe.as_fd()).path)
-        .unwrap_or_default();
-    Subject {
-        pid: status.pid,
-        tid,
-        parent: status.parent,
-        executable,
-        uid: status.identity.uid,
-        gid: status.identity.gid,
+impl Executables {
+    const MOST: usize = 64;
+
+    /// What a process runs, if that can be found out; it may be the one that is `expected`.
+    fn run_by(
+        &self,
+        view: &View,
+        directory: BorrowedFd<'_>,
+        expected: Option<&Arc<Executable>>,
+    ) -> Option<Arc<Executable>> {
+        let seen = Seen::of(directory)?;
+        if let Some(expected) = expected.filter(|expected| expected.seen == seen) {
+            return Some(Arc::clone(expected));
+        }
+        let lately = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lately().iter().find(|known| known.seen == seen) {
+            return Some(Arc::clone(known));
+        }
+        let found = Arc::new(Executable::of(view, directory)?);
+        let mut lately = lately();
+        lately.truncate(Self::MOST - 1);
+        lately.push_front(Arc::clone(&found));
+        Some(found)
+    }
+}
+
+impl Seen {
+    fn of(directory: BorrowedFd<'_>) -> Option<Self> {
+        let link = readlinkat(directory, "exe").ok()?;
+        let stat = fstatat(directory, "exe", AtFlags::empty()).ok()?;
+        Some(Self { link, device: stat.st_dev, inode: stat.st_ino, changed_ns: changed_ns(&stat) })
+    }
+}
+
+impl Executable {
+    fn of(view: &View, directory: BorrowedFd<'_>) -> Option<Self> {
+        let file = openat(directory, "exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let link = view.link_of(file.as_fd()).ok()?;
+        let File { path: name, device, inode, changed_ns, .. } = view.name(file.as_fd());
+        Some(Self { seen: Seen { link, device, inode, changed_ns }, name })
     }
 }
 
 /// The ancestors of a process, parent first, up to (not including) the supervisor or the end. At most 64.
-pub fn ancestors(view: &View, of: &Subject) -> Vec<Subject> {
+pub fn ancestors(view: &View, mut parent: u32) -> Vec<Subject> {
     let own = std::process::id();
     let mut found = Vec::new();
-    let mut parent = of.parent;
     while parent > 0 && parent != own && found.len() < 64 {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let Ok(directory) = openat(view.proc(), parent.to_string().as_str(), flags, Mode::empty()) else { break };
         let Ok(status) = Status::read(directory.as_fd()) else { break };
-        let ancestor = subject(view, directory.as_fd(), &status, parent);
+        let ancestor = Subject {
+            pid: status.pid,
+            tid: parent,
+            parent: status.parent,
+            executable: Executable::of(view, directory.as_fd()).map(|found| found.name).unwrap_or_default(),
+            uid: status.identity.uid,
+            gid: status.identity.gid,
+        };
         parent = ancestor.parent;
         found.push(ancestor);
     }

@@ -1,5 +1,6 @@
 //! execve(2), execveat(2) → the program that would run.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
@@ -9,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use object::Endianness;
@@ -89,15 +90,14 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         return Err(Errno::EINVAL);
     }
     let requested = caller.copy_string(path, PATH_MAX)?;
-    let directory = view.caller_directory(caller, "cwd")?;
-    let directory_name = view.link_of(directory.as_fd()).unwrap_or_default().to_string_lossy().into_owned();
+    let directory = Directory { view, caller, opened: OnceCell::new() };
     let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
     let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
     let file = if dirfd == libc::AT_FDCWD || requested.starts_with(b"/") {
         if by_descriptor {
             return Err(Errno::EACCES);
         } // the working directory
-        view.resolve(caller, &directory, &requested, follow)?
+        directory.resolve(&requested, follow)?
     } else {
         let base = caller.handle(dirfd)?;
         if by_descriptor { base } else { view.resolve(caller, base, &requested, follow)? }
@@ -127,7 +127,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 if interpreter.is_empty() {
                     return Err(Errno::EACCES); // open_exec takes no name for the working directory
                 }
-                let next = view.resolve(caller, &directory, &interpreter, true)?;
+                let next = directory.resolve(&interpreter, true)?;
                 must_be_executable(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
@@ -139,7 +139,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 interpreters.push(next);
             }
             Head::Elf { loader: Some(path) } => {
-                let found = view.resolve(caller, &directory, &path, true)?;
+                let found = directory.resolve(&path, true)?;
                 must_be_executable(found.as_fd())?;
                 loader = Some(found);
                 break;
@@ -168,10 +168,39 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         loader: loader_name,
         arguments: given.iter().map(|argument| lossy(argument)).collect(),
         arguments_cut: cut,
-        directory: directory_name,
+        directory: directory.name(),
     };
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
     Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
+}
+
+/// The caller's working directory, which has to be opened only for relative paths.
+struct Directory<'a> {
+    view: &'a View,
+    caller: &'a Caller,
+    opened: OnceCell<OwnedFd>,
+}
+
+impl Directory<'_> {
+    fn resolve(&self, path: &[u8], follow_last: bool) -> Result<OwnedFd, Errno> {
+        let base = match (self.opened.get(), path.first()) {
+            (Some(opened), _) => opened.as_fd(),
+            (None, Some(b'/')) => self.caller.root()?, // where an absolute path begins is not looked at
+            (None, _) => {
+                let _ = self.opened.set(self.view.caller_directory(self.caller, "cwd")?);
+                self.opened.get().ok_or(Errno::ESRCH)?.as_fd()
+            }
+        };
+        self.view.resolve(self.caller, base, path, follow_last)
+    }
+
+    fn name(&self) -> String {
+        let link = match self.opened.get() {
+            Some(opened) => self.view.link_of(opened.as_fd()),
+            None => readlinkat(self.caller.directory(), "cwd"),
+        };
+        link.unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 fn errno(error: io::Error) -> Errno {

@@ -67,7 +67,7 @@ impl Names {
 pub struct LiveFacts {
     view: Arc<View>,
     caller: Arc<Caller>,
-    subject: Subject,
+    parent: u32,
     program: Option<Arc<Program>>,
     names: Vec<String>,
     started_ms: u64,
@@ -75,19 +75,19 @@ pub struct LiveFacts {
 }
 
 impl LiveFacts {
-    /// Facts about what `caller` asks for; `program` for an exec.
+    /// Facts about what `caller`, a child of `parent`, asks for; `program` for an exec.
     pub fn new(
         view: &Arc<View>,
         background: &Background,
         caller: &Arc<Caller>,
-        subject: Subject,
+        parent: u32,
         action: &Action,
         program: Option<Arc<Program>>,
     ) -> Self {
         Self {
             view: Arc::clone(view),
             caller: Arc::clone(caller),
-            subject,
+            parent,
             program,
             names: background.names.of(action),
             started_ms: background.started_ms,
@@ -103,7 +103,7 @@ impl LiveFacts {
 
 impl Facts for LiveFacts {
     fn ancestors(&self) -> Vec<Subject> {
-        caller::ancestors(&self.view, &self.subject)
+        caller::ancestors(&self.view, self.parent)
     }
 
     fn digest(&self, role: FileRole) -> Result<String, String> {

@@ -4,12 +4,15 @@
 //! same bytes; the caller's memory is not read again.
 
 pub mod caller;
+pub mod callers;
 pub mod calls;
 pub mod exec;
 pub mod facts;
 pub mod network;
 pub mod path;
 pub mod sockets;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use nix::errno::Errno;
 
@@ -42,6 +45,37 @@ pub enum Copy {
     Numbers,
     /// Like numbers, but the groups are in the caller's memory: the kernel goes on, and the result is verified.
     Groups(Vec<u32>),
+}
+
+impl Copy {
+    /// The socket that it is about.
+    pub fn socket(&self) -> Option<&Held> {
+        match self {
+            Self::Connect(held, _) | Self::Bind(held, _) | Self::Listen(held, ..) => Some(held),
+            Self::Accept(held) | Self::Send(held, _) => Some(held),
+            Self::Exec(_) | Self::Numbers | Self::Groups(_) => None,
+        }
+    }
+
+    /// A number that the same call on the same socket has when it is made again, and hardly another.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        std::mem::discriminant(self).hash(&mut hasher);
+        // Not the bytes for the kernel, in which there may be numbers of our own descriptors.
+        let address = |target: &Target| format!("{:?}", target.address);
+        match self {
+            Self::Connect(_, target) | Self::Bind(_, target) => address(target).hash(&mut hasher),
+            Self::Listen(_, backlog, _) => backlog.hash(&mut hasher),
+            Self::Send(_, message) => {
+                message.target.as_ref().map(address).hash(&mut hasher);
+                (message.flags, message.control.len(), message.passed.len(), message.claim).hash(&mut hasher);
+                (*message.data).hash(&mut hasher);
+                message.rest.hash(&mut hasher);
+            }
+            Self::Accept(_) | Self::Exec(_) | Self::Numbers | Self::Groups(_) => {}
+        }
+        hasher.finish()
+    }
 }
 
 /// What a notification turned out to be.

@@ -54,6 +54,11 @@ impl Held {
         Ok(Self { fd, socket })
     }
 
+    /// What tells the socket from all others.
+    pub fn cookie(&self) -> Option<u64> {
+        socket::cookie(&self.fd).ok()
+    }
+
     /// Whether a call on it waits rather than failing with `EAGAIN`.
     pub fn blocks(&self) -> bool {
         fcntl(&self.fd, FcntlArg::F_GETFL)
@@ -174,7 +179,7 @@ pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8
 /// Looks something up with the caller's rights: it must not reach through us what it may not search itself.
 /// `CAP_SYS_PTRACE` lets us read `/proc/PID/root` of a caller that is not dumpable, and nothing else here.
 fn as_caller<T>(view: &View, own: &Own, caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    own.act_as(&caller.identity(view), CAP_SYS_PTRACE, || work().map_err(Into::into))
+    own.act_as(&*caller.identity(view)?, CAP_SYS_PTRACE, || work().map_err(Into::into))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EACCES)))
 }
 
@@ -327,7 +332,7 @@ impl std::ops::Deref for Payload {
 
 /// Where in the caller's memory the rest of a payload is. Nothing was decided on it, and it is read once, too: when what is
 /// before it has been sent.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Rest(VecDeque<(u64, u64)>);
 
 impl Rest {
@@ -522,14 +527,14 @@ fn claim(view: &View, caller: &Caller, bytes: &[u8]) -> Result<[u32; 3], Errno> 
     }
     let [uid] = caller.known_to_us(view, IdKind::User, &[uid])?[..] else { return Err(Errno::EINVAL) };
     let [gid] = caller.known_to_us(view, IdKind::Group, &[gid])?[..] else { return Err(Errno::EINVAL) };
-    let status = &caller.status;
+    let status = caller.status()?;
     // It may name whom it could become, in its own user namespace.
     let has = |capability| status.identity.capabilities & capability != 0;
     // A process knows itself by the number that it has in its own pid namespace; which number another has in ours, we
     // don't know.
     let is_itself = pid == status.inner_pid;
-    let may_name = || caller.identity(view).capabilities & CAP_SYS_ADMIN != 0 && status.inner_pid == status.pid;
-    let may = (is_itself || may_name())
+    let names = caller.identity(view)?.capabilities & CAP_SYS_ADMIN != 0 && status.inner_pid == status.pid;
+    let may = (is_itself || names)
         && (status.uids.iter().take(3).any(|own| *own == uid) || has(CAP_SETUID))
         && (status.gids.iter().take(3).any(|own| *own == gid) || has(CAP_SETGID));
     if may { Ok([if is_itself { status.pid } else { pid }, uid, gid]) } else { Err(Errno::EPERM) }

@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::event::File;
-use crate::intercept::caller::{Caller, Status};
+use crate::intercept::caller::{Caller, Executables, Status};
 use crate::sys::credentials::{self, Identity};
 
 /// The supervisor's own root, mounts and `/proc`, as they were at the start.
@@ -24,6 +24,8 @@ use crate::sys::credentials::{self, Identity};
 pub struct View {
     root: OwnedFd,
     proc: OwnedFd,
+    /// Our own descriptors, by their numbers.
+    descriptors: OwnedFd,
     proc_device: u64,
     /// What the kernel calls our root from within the workload's mounts: `/`, or where we were chrooted to.
     prefix: PathBuf,
@@ -31,6 +33,7 @@ pub struct View {
     own: Identity,
     /// Our user namespace, as its link in `/proc` tells it; `None` if the kernel has none.
     user_namespace: Option<OsString>,
+    executables: Executables,
 }
 
 /// Inode number of the root of every procfs (`PROC_ROOT_INO`, fs/proc/internal.h).
@@ -50,13 +53,23 @@ impl View {
             return Err(Errno::ENODEV.into());
         }
         let proc_device = fstat(&proc)?.st_dev;
+        let descriptors = openat(&proc, "self/fd", HANDLE | OFlag::O_DIRECTORY, Mode::empty())?;
         let status = Status::read(openat(&proc, "self", HANDLE, Mode::empty())?.as_fd())?;
         let own = Identity { capabilities: credentials::capability_sets()?.effective, ..status.identity };
         let user_namespace = match readlinkat(&proc, "self/ns/user") {
             Err(Errno::ENOENT) => None,
             link => Some(link?),
         };
-        let mut view = Self { root, proc, proc_device, prefix: PathBuf::from("/"), own, user_namespace };
+        let mut view = Self {
+            root,
+            proc,
+            descriptors,
+            proc_device,
+            prefix: PathBuf::from("/"),
+            own,
+            user_namespace,
+            executables: Executables::default(),
+        };
         view.prefix = PathBuf::from(view.link_of(outer_root)?);
         Ok(view)
     }
@@ -76,6 +89,11 @@ impl View {
         self.user_namespace.as_ref()
     }
 
+    /// Executables that processes were seen to run.
+    pub fn executables(&self) -> &Executables {
+        &self.executables
+    }
+
     /// What a file is called, and which it is.
     pub fn name(&self, file: BorrowedFd<'_>) -> File {
         let Ok(stat) = fstat(file) else { return File::default() };
@@ -89,7 +107,7 @@ impl View {
             gid: stat.st_gid,
             mode: stat.st_mode,
             size: stat.st_size as u64,
-            changed_ns: stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec),
+            changed_ns: changed_ns(&stat),
         };
         if outer.to_str().is_none() {
             return named; // a name that cannot be written down as it is must not pass for another
@@ -114,7 +132,7 @@ impl View {
     /// What the kernel calls an open file.
     pub fn link_of(&self, file: BorrowedFd<'_>) -> nix::Result<OsString> {
         use std::os::fd::AsRawFd;
-        readlinkat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str())
+        readlinkat(&self.descriptors, file.as_raw_fd().to_string().as_str())
     }
 
     /// Opens what an `O_PATH` descriptor stands for.
@@ -123,7 +141,8 @@ impl View {
     /// The kernel's.
     pub fn reopen(&self, file: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
         use std::os::fd::AsRawFd;
-        openat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+        let number = file.as_raw_fd().to_string();
+        openat(&self.descriptors, number.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
     }
 
     /// A directory of the caller by which it sees files: `root` or `cwd`.
@@ -148,7 +167,7 @@ impl View {
             return Ok(found);
         }
         self.walk(caller, base, path, follow_last).or_else(|error| {
-            let Some(rights) = self.lesser_rights(caller) else { return Err(error) };
+            let Some(rights) = self.lesser_rights(caller)? else { return Err(error) };
             match credentials::run_as(&self.own, &rights, || self.walk(caller, base, path, follow_last)) {
                 Ok(as_caller) => as_caller,
                 Err(_) => Err(error),
@@ -157,13 +176,14 @@ impl View {
     }
 
     /// The caller's identity as far as it decides on paths, if it has fewer rights than we have.
-    fn lesser_rights(&self, caller: &Caller) -> Option<Identity> {
+    fn lesser_rights(&self, caller: &Caller) -> nix::Result<Option<Identity>> {
         /// `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH` (capabilities(7)).
         const SEARCH_ANYTHING: u64 = 1 << 1 | 1 << 2;
-        let theirs = caller.identity(self);
+        let theirs = caller.identity(self)?;
         let same = (theirs.uid, theirs.gid, &theirs.groups) == (self.own.uid, self.own.gid, &self.own.groups);
         let capabilities = self.own.capabilities & (!SEARCH_ANYTHING | theirs.capabilities);
-        (!same || capabilities != self.own.capabilities).then(|| Identity { capabilities, ..theirs.into_owned() })
+        let lesser = !same || capabilities != self.own.capabilities;
+        Ok(lesser.then(|| Identity { capabilities, ..theirs.into_owned() }))
     }
 
     /// The same as [`Self::walk`] where the path meets nothing that means something else to us than to the caller: an
@@ -238,9 +258,9 @@ impl View {
                 continue;
             }
             let target = match component.as_slice() {
-                b"self" if in_proc => self.pid_in(&stat, caller).to_string().into_bytes(),
+                b"self" if in_proc => self.pid_in(&stat, caller)?.to_string().into_bytes(),
                 b"thread-self" if in_proc => {
-                    format!("{0}/task/{1}", self.pid_in(&stat, caller), self.tid_in(&stat, caller)).into_bytes()
+                    format!("{0}/task/{1}", self.pid_in(&stat, caller)?, self.tid_in(&stat, caller)?).into_bytes()
                 }
                 _ => readlinkat(&next, "")?.into_vec(),
             };
@@ -255,13 +275,18 @@ impl View {
 
     /// The caller's process id in the pid namespace that a procfs shows: ours, or else (a procfs that was mounted
     /// later) the caller's own.
-    fn pid_in(&self, proc: &FileStat, caller: &Caller) -> u32 {
-        if proc.st_dev == self.proc_device { caller.status.pid } else { caller.status.inner_pid }
+    fn pid_in(&self, proc: &FileStat, caller: &Caller) -> nix::Result<u32> {
+        Ok(if proc.st_dev == self.proc_device { caller.pid } else { caller.status()?.inner_pid })
     }
 
-    fn tid_in(&self, proc: &FileStat, caller: &Caller) -> u32 {
-        if proc.st_dev == self.proc_device { caller.tid } else { caller.status.inner_tid }
+    fn tid_in(&self, proc: &FileStat, caller: &Caller) -> nix::Result<u32> {
+        Ok(if proc.st_dev == self.proc_device { caller.tid } else { caller.status()?.inner_tid })
     }
+}
+
+/// Last change of the inode, in nanoseconds since the Unix epoch.
+pub fn changed_ns(stat: &FileStat) -> i64 {
+    stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec)
 }
 
 /// Whether two stats are of one file.

@@ -9,9 +9,7 @@ use std::hash::Hash;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::stat::fstat;
-
-use crate::sys::diag;
+use crate::sys::{diag, socket};
 
 /// Where a socket listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,11 +33,11 @@ pub struct Sockets(Mutex<Memory>);
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// By the socket's inode.
-    paths: Recent<u32, String>,
+    /// By the socket's cookie: an inode number comes again after 2^32 others.
+    paths: Recent<u64, String>,
     listeners: Recent<Place, u32>,
-    /// By the inode of the socket that was connected.
-    connections: Recent<u32, Ends>,
+    /// By the cookie of the socket that was connected.
+    connections: Recent<u64, Ends>,
 }
 
 impl Sockets {
@@ -49,14 +47,14 @@ impl Sockets {
 
     /// The socket was bound to this path.
     pub fn was_bound(&self, socket: impl AsFd, path: String) {
-        if let Some(inode) = inode(socket) {
-            self.memory().paths.insert(inode, path);
+        if let Ok(cookie) = socket::cookie(socket) {
+            self.memory().paths.insert(cookie, path);
         }
     }
 
     /// Where it was bound to, if that was by us, and to a path.
     pub fn bound(&self, socket: impl AsFd) -> Option<String> {
-        self.memory().paths.get(&inode(socket)?).cloned()
+        self.memory().paths.get(&socket::cookie(socket).ok()?).cloned()
     }
 
     /// A process listens at this place.
@@ -66,25 +64,21 @@ impl Sockets {
 
     /// A process has connected this socket to what listens at this place.
     pub fn was_connected(&self, socket: impl AsFd, to: &Place, process: u32) {
-        if let Some(inode) = inode(socket) {
+        if let Ok(cookie) = socket::cookie(socket) {
             let mut memory = self.memory();
             let listened = memory.listeners.get(to).copied();
-            memory.connections.insert(inode, Ends { connected: process, listened });
+            memory.connections.insert(cookie, Ends { connected: process, listened });
         }
     }
 
     /// The process at the other end of a connection, if it was there through us.
     pub fn peer(&self, socket: impl AsFd) -> Option<u32> {
-        if let Some(ends) = self.memory().connections.get(&inode(socket.as_fd())?) {
+        if let Some(ends) = self.memory().connections.get(&socket::cookie(socket.as_fd()).ok()?) {
             return ends.listened;
         }
         let other = diag::unix_peer(socket)?;
         self.memory().connections.get(&other).map(|ends| ends.connected)
     }
-}
-
-fn inode(socket: impl AsFd) -> Option<u32> {
-    fstat(socket.as_fd()).ok().map(|stat| stat.st_ino as u32)
 }
 
 /// A map of the last [`Recent::MOST`] keys.

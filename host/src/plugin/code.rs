@@ -39,7 +39,8 @@ pub(super) fn component(
             if let Some(expected) = sha256 {
                 check_digest(&digest, expected)?;
             }
-            (compile(engine, bytes)?, digest)
+            let known = engine.cache.as_ref().and_then(|cache| cache.find(engine.wasm(), &digest));
+            (known.map_or_else(|| compile(engine, bytes), Ok)?, digest)
         }
     })
 }

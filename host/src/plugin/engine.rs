@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
+use super::cache::Cache;
 use super::engine_config;
 
 /// The resolution of deadlines.
@@ -27,6 +28,7 @@ pub struct Engine {
     /// Where paths lead that some plugin was configured with. A policy that is loaded later means by a path what the first
     /// one meant: the workload could have changed where it leads since.
     pub(super) paths: Arc<Mutex<HashMap<String, String>>>,
+    pub(super) cache: Option<Arc<Cache>>,
 }
 
 /// The engine cannot be set up on this machine.
@@ -41,7 +43,27 @@ impl Engine {
     /// When wasmtime cannot generate code for this processor.
     pub fn new() -> Result<Self, EngineError> {
         let wasm = wasmtime::Engine::new(&engine_config::config()).map_err(|e| EngineError(format!("{e:#}")))?;
-        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default() })
+        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None })
+    }
+
+    /// An engine that compiles for any processor of this architecture, for code that is run elsewhere.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn portable() -> Result<Self, EngineError> {
+        let failed = |e| EngineError(format!("{e:#}"));
+        let mut config = engine_config::config();
+        // With a target named, wasmtime takes nothing of this very processor for granted.
+        config.target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH)).map_err(failed)?;
+        let wasm = wasmtime::Engine::new(&config).map_err(failed)?;
+        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None })
+    }
+
+    /// With compiled code from there.
+    #[must_use]
+    pub fn cached(mut self, cache: Cache) -> Self {
+        self.cache = Some(Arc::new(cache));
+        self
     }
 
     /// Starts the clock: a thread that lives until the [`Clock`] is dropped. Plugins run only while there is one, for

@@ -7,6 +7,7 @@
 
 mod bindings;
 pub mod builtin;
+pub mod cache;
 mod code;
 mod engine;
 pub mod engine_config;

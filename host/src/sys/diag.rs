@@ -6,14 +6,18 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 
-/// The inode number of the socket that this one is connected to, or sends to; `None` if the kernel does not tell: there is
-/// none, the socket is in another network namespace, or the kernel was built without it.
-pub fn unix_peer(of: impl AsFd) -> Option<u32> {
+/// The cookie (see [`super::socket::cookie`]) of the socket that this one is connected to, or sends to; `None` if the kernel
+/// does not tell: there is none, the socket is in another network namespace, or the kernel was built without it.
+pub fn unix_peer(of: impl AsFd) -> Option<u64> {
     let inode = nix::sys::stat::fstat(of.as_fd()).ok()?.st_ino as u32;
     let answer = ask(inode).ok()?;
     let (_, peer) = attributes(&answer).find(|(kind, _)| *kind == UNIX_DIAG_PEER)?;
     // A socket that has been closed, or not been accepted yet, has no inode.
-    peer.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).filter(|inode| *inode != 0)
+    let peer = peer.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).filter(|inode| *inode != 0)?;
+    let halves: [u8; 8] = ask(peer).ok()?.get(COOKIE..COOKIE + 8)?.try_into().ok()?;
+    // Two numbers of 32 bits, the lower one first (sock_diag_save_cookie, net/core/sock_diag.c).
+    let half = |at: usize| u64::from(u32::from_ne_bytes([halves[at], halves[at + 1], halves[at + 2], halves[at + 3]]));
+    Some(half(0) | half(4) << 32)
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -23,6 +27,8 @@ const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
 /// `sizeof(struct nlmsghdr)` and `sizeof(struct unix_diag_msg)`, which precede the attributes.
 const BEFORE_ATTRIBUTES: usize = 16 + 16;
+/// Where the latter has the cookie.
+const COOKIE: usize = 16 + 8;
 
 /// `struct nlmsghdr` and `struct unix_diag_req`.
 #[repr(C)]
@@ -91,8 +97,8 @@ mod tests {
     #[test]
     fn the_kernel_knows_to_whom_a_socket_is_connected() {
         let (one, other) = UnixStream::pair().unwrap();
-        let inode = nix::sys::stat::fstat(&other).unwrap().st_ino as u32;
-        assert_eq!(unix_peer(&one), Some(inode));
+        let cookie = crate::sys::socket::cookie(&other).unwrap();
+        assert_eq!(unix_peer(&one), Some(cookie));
         drop(other);
         assert_eq!(unix_peer(&one), None);
     }

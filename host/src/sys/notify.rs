@@ -3,7 +3,9 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::interruption::uninterrupted;
 
@@ -82,6 +84,12 @@ impl Listener {
         Ok(Notification { id: raw.id, tid: raw.pid, number: raw.data.nr, arch: raw.data.arch, args: raw.data.args })
     }
 
+    /// Whether there is a notification that nobody has received yet.
+    pub fn has_more(&self) -> bool {
+        let mut this = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut this, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Answers a notification.
     ///
     /// # Errors
@@ -106,11 +114,11 @@ impl Listener {
     }
 
     /// Puts a copy of `fd` into the caller's descriptor table and answers with its number there: in one step from Linux
-    /// 5.14 on (`SECCOMP_ADDFD_FLAG_SEND`), before that in two.
+    /// 5.14 on (`SECCOMP_ADDFD_FLAG_SEND`). Before that it is there afterwards, and the number is still to be answered.
     ///
     /// # Errors
-    /// `ENOENT` as for [`Self::send`]; `EMFILE` where the caller has no room; `EINVAL` before Linux 5.9.
-    pub fn send_descriptor(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<()> {
+    /// `ENOENT`, `ESRCH` as for [`Self::send`]; `EMFILE` where the caller has no room; `EINVAL` before Linux 5.9.
+    pub fn send_descriptor(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<Option<i32>> {
         const SEND: u32 = 2;
         let mut request = libc::seccomp_notif_addfd {
             id,
@@ -121,12 +129,12 @@ impl Listener {
         };
         // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
         match uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) }) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(None),
             Err(nix::errno::Errno::EINVAL) => {
                 request.flags = 0;
                 // SAFETY: as above.
                 let number = uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
-                self.send(id, Answer::Value(i64::from(number)))
+                Ok(Some(number))
             }
             Err(error) => Err(error.into()),
         }

@@ -26,6 +26,39 @@ pub fn open(id: u32, target: Target) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })
 }
 
+/// What the kernel says of the task behind a descriptor, in the reader's namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// Thread id.
+    pub tid: u32,
+    /// Thread group id.
+    pub pid: u32,
+    /// Parent's process id.
+    pub parent: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+}
+
+/// Asks about the task behind a descriptor (`PIDFD_GET_INFO`).
+///
+/// # Errors
+/// `ESRCH`: it is gone, or its parent is in none of our namespaces. Before Linux 6.13: something else.
+pub fn info(process: BorrowedFd<'_>) -> io::Result<Info> {
+    const ALL: u64 = (libc::PIDFD_INFO_PID | libc::PIDFD_INFO_CREDS) as u64;
+    // SAFETY: all-zero bytes are a valid `pidfd_info`.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    info.mask = ALL;
+    // SAFETY: the kernel reads and writes one `pidfd_info`, whose size is part of the request.
+    let result = unsafe { libc::ioctl(process.as_raw_fd(), libc::PIDFD_GET_INFO as _, &raw mut info) };
+    check(result.into())?;
+    if info.mask & ALL != ALL {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH)); // what is left of it is its exit status
+    }
+    Ok(Info { tid: info.pid, pid: info.tgid, parent: info.ppid, uid: info.euid, gid: info.egid })
+}
+
 /// A copy of another process's descriptor; close-on-exec.
 ///
 /// # Errors

@@ -114,6 +114,21 @@ pub fn peer_address(socket: impl AsFd) -> io::Result<Vec<u8>> {
     Ok(address[..(length as usize).min(address.len())].to_vec())
 }
 
+/// `SO_COOKIE` (Linux 4.12): a number that no other socket of this machine has or will have.
+///
+/// # Errors
+/// `ENOTSOCK` for anything that isn't a socket.
+pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: pointer and length describe `value`.
+    number(unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut value).cast(), &raw mut length) as i64
+    })?;
+    Ok(value)
+}
+
 /// A `SOL_SOCKET` option that is an int.
 ///
 /// # Errors

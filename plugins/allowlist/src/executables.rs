@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, canonical_path, digest};
-use glob_match::glob_match;
+
+use crate::globs::Globs;
 
 /// The lists, compiled.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub(crate) struct Executables {
 struct List {
     paths: HashSet<String>,
     directories: Vec<String>,
-    globs: Vec<String>,
+    globs: Globs,
     digests: HashSet<String>,
 }
 
@@ -90,6 +91,7 @@ impl Executables {
 impl List {
     fn new(entries: &[String], pointer: &str) -> Result<Self, ConfigError> {
         let mut list = Self::default();
+        let mut globs = Vec::new();
         for (index, written) in entries.iter().enumerate() {
             let wrong = |message: String| Err(ConfigError::at(format!("{pointer}/{index}"), message));
             if let Some(digest) = written.strip_prefix("sha256:") {
@@ -105,13 +107,15 @@ impl List {
             if let Some(special) = written.find(SPECIAL) {
                 // Only what stands before the first special character names directories that can be followed.
                 let literal = written[..special].rfind('/').unwrap_or(0);
-                list.globs.push(escaped(&canonical(&written[..literal])) + &written[literal..]);
+                globs.push(escaped(&canonical(&written[..literal])) + &written[literal..]);
             } else if written.ends_with('/') {
                 list.directories.push(canonical(written) + "/");
             } else {
                 list.paths.insert(canonical(written));
             }
         }
+        list.globs = Globs::new(globs);
+        list.directories.sort_unstable();
         Ok(list)
     }
 
@@ -121,9 +125,12 @@ impl List {
     }
 
     fn has_path(&self, path: &str) -> bool {
-        self.paths.contains(path)
-            || self.directories.iter().any(|directory| path.starts_with(directory.as_str()))
-            || self.globs.iter().any(|glob| glob_match(glob, path))
+        self.paths.contains(path) || !self.directories.is_empty() && self.has_directory_of(path) || self.globs.has(path)
+    }
+
+    fn has_directory_of(&self, path: &str) -> bool {
+        let mut above = path.match_indices('/').map(|(slash, _)| &path[..=slash]);
+        above.any(|above| self.directories.binary_search_by(|directory| directory.as_str().cmp(above)).is_ok())
     }
 }
 

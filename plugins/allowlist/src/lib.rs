@@ -3,8 +3,10 @@
 //! An ordinary plugin, written with `callgate-sdk`. Executables, the network and users are its business if its configuration
 //! has a section for them; what is not is not even intercepted.
 
+mod addresses;
 mod executables;
 mod forms;
+mod globs;
 mod network;
 mod users;
 

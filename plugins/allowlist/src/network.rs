@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Object, Socket, Verdict, present};
-use glob_match::glob_match;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::addresses::Addresses;
 use crate::forms::{OneOrMany, Span};
+use crate::globs::Globs;
 
 /// Who may be reached, and by whom. What no rule allows is denied, in every family, except:
 /// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
@@ -92,10 +93,10 @@ struct InboundRule {
     unix_abstract: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-enum Protocol {
+pub(crate) enum Protocol {
     /// TCP, and multipath TCP.
     Tcp,
     /// UDP.
@@ -109,6 +110,9 @@ enum Protocol {
 }
 
 impl Protocol {
+    /// All of them, in the order of their numbers.
+    pub(crate) const ALL: [Self; 5] = [Self::Tcp, Self::Udp, Self::Udplite, Self::Sctp, Self::Icmp];
+
     /// As the policy calls it.
     const fn name(self) -> &'static str {
         match self {
@@ -124,11 +128,32 @@ impl Protocol {
 /// The section, compiled.
 #[derive(Debug)]
 pub(crate) struct Network {
-    outbound: Vec<Rule>,
-    inbound: Vec<Rule>,
+    outbound: Rules,
+    inbound: Rules,
+    /// The inbound rules that let everybody connect.
+    open: Addresses,
+    /// Those that say who may.
+    peers: Vec<Peers>,
     families: Vec<u16>,
     raw: bool,
     netlink_route: bool,
+}
+
+/// The rules of one direction, compiled.
+#[derive(Debug)]
+struct Rules {
+    addresses: Addresses,
+    paths: Globs,
+    names: Globs,
+    /// Protocols that some rule names.
+    protocols: Vec<Protocol>,
+}
+
+/// An inbound rule with peers.
+#[derive(Debug)]
+struct Peers {
+    on: Addresses,
+    from: Vec<IpNet>,
 }
 
 #[derive(Debug)]
@@ -181,7 +206,7 @@ impl Network {
             let matches = matches(&at, "to", rule.to, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: None })
         });
-        let outbound = outbound.collect::<Result<_, ConfigError>>()?;
+        let outbound = outbound.collect::<Result<Vec<Rule>, ConfigError>>()?;
         let inbound = config.inbound.into_iter().enumerate().map(|(n, Object(rule))| {
             let at = format!("/network/inbound/{n}");
             if let (Some(Protocol::Udp | Protocol::Udplite | Protocol::Icmp), Some(_)) = (rule.protocol, &rule.from) {
@@ -192,7 +217,7 @@ impl Network {
             let matches = matches(&at, "on", rule.on, rule.ports, rule.protocol, rule.unix, rule.unix_abstract)?;
             Ok(Rule { matches, from: rule.from.map(|from| nets(from, &format!("{at}/from"))).transpose()? })
         });
-        let inbound = inbound.collect::<Result<_, ConfigError>>()?;
+        let inbound = inbound.collect::<Result<Vec<Rule>, ConfigError>>()?;
         let raw = config.families.iter().any(|name| name == "raw");
         let named = config.families.iter().enumerate().filter(|(_, name)| *name != "raw").map(|(n, name)| {
             FAMILIES.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
@@ -204,12 +229,15 @@ impl Network {
             })
         });
         let families = named.collect::<Result<_, _>>()?;
-        Ok(Self { outbound, inbound, families, raw, netlink_route: config.netlink_route })
+        let peers = inbound.iter().filter_map(Peers::of).collect();
+        let open = open(&inbound);
+        let (outbound, inbound) = (Rules::of(outbound), Rules::of(inbound));
+        Ok(Self { outbound, inbound, open, peers, families, raw, netlink_route: config.netlink_route })
     }
 
     /// Whether some rule says who may connect.
     pub(crate) fn restricts_peers(&self) -> bool {
-        self.inbound.iter().any(|rule| rule.from.is_some())
+        !self.peers.is_empty()
     }
 
     /// connect and send.
@@ -218,7 +246,7 @@ impl Network {
             return Verdict::allow("network.dissolve");
         }
         let address = meant(&to.address);
-        if self.without_rule(&to.socket) || self.outbound.iter().any(|rule| rule.has(&to.socket, &address)) {
+        if self.without_rule(&to.socket) || self.outbound.has(&to.socket, &address) {
             return Verdict::allow("network.outbound");
         }
         denied("outbound", what, "to", &to.socket, &address)
@@ -228,10 +256,7 @@ impl Network {
     pub(crate) fn bind(&self, to: &Endpoint) -> Verdict {
         let chosen_by_kernel = matches!(to.address, Address::UnixUnnamed | Address::Unspecified)
             || port(&to.address) == Some(0) && is_ordinary(&to.socket);
-        if chosen_by_kernel
-            || self.without_rule(&to.socket)
-            || self.inbound.iter().any(|rule| rule.has(&to.socket, &to.address))
-        {
+        if chosen_by_kernel || self.without_rule(&to.socket) || self.inbound.has(&to.socket, &to.address) {
             return Verdict::allow("network.inbound");
         }
         denied("inbound", "bind", "on", &to.socket, &to.address)
@@ -241,10 +266,7 @@ impl Network {
     pub(crate) fn listen(&self, on: &Endpoint) -> Verdict {
         // Nobody can connect to what has no name or no connections, and the kernel refuses it.
         let unreachable = matches!(on.address, Address::UnixUnnamed) || on.socket.kind == SOCK_DGRAM;
-        if unreachable
-            || self.without_rule(&on.socket)
-            || self.inbound.iter().any(|rule| rule.has(&on.socket, &on.address))
-        {
+        if unreachable || self.without_rule(&on.socket) || self.inbound.has(&on.socket, &on.address) {
             return Verdict::allow("network.inbound");
         }
         denied("inbound", "listen", "on", &on.socket, &on.address)
@@ -252,12 +274,8 @@ impl Network {
 
     /// accept.
     pub(crate) fn accept(&self, accepted: &Accepted) -> Verdict {
-        let admits = |rule: &Rule| {
-            let Some(from) = &rule.from else { return true };
-            ip(&accepted.peer).is_none_or(|peer| from.iter().any(|net| net.contains(&peer)))
-        };
-        let here = |rule: &&Rule| rule.has(&accepted.socket, &accepted.local);
-        if !matches!(accepted.socket.family, AF_INET | AF_INET6) || self.inbound.iter().filter(here).any(admits) {
+        let is_ip = matches!(accepted.socket.family, AF_INET | AF_INET6);
+        if !is_ip || self.admits(accepted) {
             return Verdict::allow("network.peer");
         }
         let verdict = Verdict::deny(
@@ -273,6 +291,12 @@ impl Network {
         }
     }
 
+    fn admits(&self, accepted: &Accepted) -> bool {
+        let here = |addresses: &Addresses| has(addresses, &accepted.socket, &accepted.local);
+        let from = |nets: &[IpNet]| ip(&accepted.peer).is_none_or(|peer| nets.iter().any(|net| net.contains(&peer)));
+        here(&self.open) || self.peers.iter().any(|peers| here(&peers.on) && from(&peers.from))
+    }
+
     /// socket.
     pub(crate) fn socket(&self, socket: &Socket) -> Verdict {
         if socket.family == AF_UNIX || is_ordinary(socket) || self.without_rule(socket) {
@@ -280,8 +304,9 @@ impl Network {
         }
         let needs = protocol_of(socket);
         let is_ip = matches!(socket.family, AF_INET | AF_INET6);
-        let named = |rule: &Rule| matches!(rule.matches, Matches::Ip { protocol, .. } if protocol.is_some() && protocol == needs);
-        if is_ip && needs.is_some() && self.outbound.iter().chain(&self.inbound).any(named) {
+        let named =
+            |protocol| self.outbound.protocols.contains(&protocol) || self.inbound.protocols.contains(&protocol);
+        if is_ip && needs.is_some_and(named) {
             return Verdict::allow("network.protocol");
         }
         let what = if is_ip {
@@ -306,23 +331,72 @@ impl Network {
     }
 }
 
-impl Rule {
-    fn has(&self, socket: &Socket, address: &Address) -> bool {
-        match (&self.matches, address) {
-            (Matches::Unix(glob), Address::Unix(path)) => glob_match(glob, path),
-            (Matches::UnixAbstract(glob), Address::UnixAbstract(name)) => glob_match(glob, name),
-            (Matches::Ip { nets, ports, protocol }, address) => {
-                let (Some(ip), Some(port)) = (ip(address), port(address)) else { return false };
-                protocol_of(socket).is_some_and(|used| match protocol {
-                    Some(wanted) => used == *wanted,
-                    // Nobody asks before a datagram is received.
-                    None => used == Protocol::Tcp || used == Protocol::Udp && self.from.is_none(),
-                }) && nets.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&ip)))
-                    && ports.as_ref().is_none_or(|ports| ports.iter().any(|span| span.contains(port)))
+impl Rules {
+    fn of(rules: Vec<Rule>) -> Self {
+        let (mut paths, mut names, mut protocols) = (Vec::new(), Vec::new(), Vec::new());
+        let mut addresses = Addresses::default();
+        for rule in rules {
+            match rule.matches {
+                Matches::Unix(glob) => paths.push(glob),
+                Matches::UnixAbstract(glob) => names.push(glob),
+                Matches::Ip { nets, ports, protocol } => {
+                    protocols.extend(protocol);
+                    let used = protocols_of(protocol, rule.from.is_some());
+                    addresses.add(nets.as_deref(), ports.as_deref(), &used);
+                }
             }
-            _ => false,
+        }
+        addresses.settle();
+        protocols.sort_unstable();
+        protocols.dedup();
+        Self { addresses, paths: Globs::new(paths), names: Globs::new(names), protocols }
+    }
+
+    fn has(&self, socket: &Socket, address: &Address) -> bool {
+        match address {
+            Address::Unix(path) => self.paths.has(path),
+            Address::UnixAbstract(name) => self.names.has(name),
+            address => has(&self.addresses, socket, address),
         }
     }
+}
+
+impl Peers {
+    fn of(rule: &Rule) -> Option<Self> {
+        let (Matches::Ip { nets, ports, protocol }, Some(from)) = (&rule.matches, &rule.from) else { return None };
+        let mut on = Addresses::default();
+        on.add(nets.as_deref(), ports.as_deref(), &protocols_of(*protocol, true));
+        on.settle();
+        Some(Self { on, from: from.clone() })
+    }
+}
+
+/// The addresses of rules without peers.
+fn open(inbound: &[Rule]) -> Addresses {
+    let mut open = Addresses::default();
+    for rule in inbound.iter().filter(|rule| rule.from.is_none()) {
+        if let Matches::Ip { nets, ports, protocol } = &rule.matches {
+            open.add(nets.as_deref(), ports.as_deref(), &protocols_of(*protocol, false));
+        }
+    }
+    open.settle();
+    open
+}
+
+/// The protocols that a rule is for. One with peers is none for datagrams, since nobody asks before they are received.
+fn protocols_of(named: Option<Protocol>, with_peers: bool) -> Vec<Protocol> {
+    match named {
+        Some(protocol) => vec![protocol],
+        None if with_peers => vec![Protocol::Tcp],
+        None => vec![Protocol::Tcp, Protocol::Udp],
+    }
+}
+
+fn has(addresses: &Addresses, socket: &Socket, address: &Address) -> bool {
+    let (Some(protocol), Some(ip), Some(port)) = (protocol_of(socket), ip(address), port(address)) else {
+        return false;
+    };
+    addresses.has(protocol, ip, port)
 }
 
 fn matches(
@@ -613,6 +687,19 @@ mod tests {
         let udp = Socket { family: AF_INET, kind: SOCK_DGRAM, protocol: 17 };
         assert!(ok(&network.bind(&tcp([0, 0, 0, 0], 80))));
         assert!(!ok(&network.bind(&Endpoint { socket: udp, ..tcp([0, 0, 0, 0], 80) })));
+    }
+
+    #[test]
+    fn who_may_connect_is_said_by_the_rules_for_that_place() {
+        let rules = r#"[{"ports": 80, "from": "10.0.0.0/8"}, {"ports": 80, "from": "192.0.2.1"}, {"ports": 443}]"#;
+        let network = network(&format!(r#"{{"inbound": {rules}}}"#)).unwrap();
+        assert!(network.restricts_peers());
+        let admits = |port, peer| {
+            let (Endpoint { socket, address: local }, peer) = (tcp([127, 0, 0, 1], port), tcp(peer, 9).address);
+            ok(&network.accept(&Accepted { socket, local, peer }))
+        };
+        assert!(admits(80, [10, 1, 1, 1]) && admits(80, [192, 0, 2, 1]) && admits(443, [192, 0, 2, 2]));
+        assert!(!admits(80, [192, 0, 2, 2]) && !admits(8080, [10, 1, 1, 1]));
     }
 
     #[test]

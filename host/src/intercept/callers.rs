@@ -1,0 +1,159 @@
+//! The threads that have called lately, with their descriptors, so that nothing has to be opened for the next call.
+//!
+//! What is kept of a thread may be used as long as the kernel, asked through its own descriptor, says that it lives: then its
+//! number has not become another's. But an exec gives it another memory, while the old one may live on in a process that
+//! shared it, and nothing that costs little tells the two apart. So memory is kept only where every exec of the workload
+//! goes through us and is seen to end ([`Callers::exec`]); otherwise it is opened for each call.
+//!
+//! May depend on `sys`.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::intercept::caller::{Caller, Thread};
+use crate::intercept::path::View;
+use crate::sys::notify::{Listener, Notification};
+
+/// How many threads are kept at the most: each holds three descriptors.
+const MOST: u64 = 256;
+/// And how much of our limit of descriptors they may take.
+const SHARE: u64 = 12;
+
+/// The threads that have called lately.
+#[derive(Debug)]
+pub struct Callers {
+    /// Whether an exec of any of them is seen.
+    sees_execs: bool,
+    most: usize,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    threads: HashMap<u32, Kept>,
+    /// Counts calls, to tell which thread has not called for the longest.
+    calls: u64,
+    /// Counts execs that have ended.
+    execs: u64,
+    /// Processes with execs of which nobody knows whether they are over, and how many.
+    under_way: HashMap<u32, usize>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    thread: Arc<Thread>,
+    pid: u32,
+    called: u64,
+}
+
+impl Callers {
+    /// None yet. `sees_execs`: [`Self::exec`] is called for every exec that anybody makes.
+    pub fn new(sees_execs: bool) -> Self {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        Self { sees_execs, most: (limit / SHARE / 3).min(MOST) as usize, known: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads who has made a call.
+    ///
+    /// # Errors
+    /// It is gone, or we may not look at it.
+    pub fn read(&self, view: &View, listener: &Listener, call: &Notification) -> io::Result<Caller> {
+        let tid = call.tid;
+        let (kept, execs) = self.known().find(tid);
+        if let Some(thread) = kept {
+            if let Ok(caller) = Caller::read_again(tid, &thread, self.sees_execs) {
+                return Ok(caller);
+            }
+            self.known().forget(tid, &thread);
+        }
+        let caller = Caller::read(view, tid)?;
+        if matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat) {
+            return Ok(caller); // it would not be kept for long
+        }
+        // Only of one that is there at the end are all descriptors its own.
+        let too_many = if listener.is_valid(call.id) { self.known().keep(&caller, execs, self.most) } else { None };
+        drop(too_many); // which takes system calls
+        Ok(caller)
+    }
+
+    /// A thread of this process is about to be let go on with an exec. To be called before it is.
+    pub fn exec(&self, pid: u32) -> UnderWay<'_> {
+        let mut known = self.known();
+        *known.under_way.entry(pid).or_default() += 1;
+        UnderWay { callers: self, pid, over: false }
+    }
+}
+
+impl Known {
+    fn find(&mut self, tid: u32) -> (Option<Arc<Thread>>, u64) {
+        self.calls += 1;
+        let calls = self.calls;
+        let kept = self.threads.get_mut(&tid).map(|kept| {
+            kept.called = calls;
+            Arc::clone(&kept.thread)
+        });
+        (kept, self.execs)
+    }
+
+    fn forget(&mut self, tid: u32, thread: &Arc<Thread>) {
+        if self.threads.get(&tid).is_some_and(|kept| Arc::ptr_eq(&kept.thread, thread)) {
+            self.threads.remove(&tid);
+        }
+    }
+
+    /// Keeps a thread that was opened when so many `execs` had ended. Returns the one that has to go for it.
+    fn keep(&mut self, caller: &Caller, execs: u64, most: usize) -> Option<Kept> {
+        if execs != self.execs || self.under_way.contains_key(&caller.pid) || most == 0 {
+            return None;
+        }
+        let oldest = || self.threads.iter().min_by_key(|(_, kept)| kept.called).map(|(tid, _)| *tid);
+        let oldest = if self.threads.len() < most { None } else { oldest() };
+        let gone = oldest.and_then(|tid| self.threads.remove(&tid));
+        let kept = Kept { thread: Arc::clone(caller.thread()), pid: caller.pid, called: self.calls };
+        self.threads.insert(caller.tid, kept).or(gone)
+    }
+}
+
+/// An exec that may be carried out at any time. If it is dropped before it [is over](Self::is_over), nothing is kept of its
+/// process ever after.
+#[derive(Debug)]
+pub struct UnderWay<'a> {
+    callers: &'a Callers,
+    pid: u32,
+    over: bool,
+}
+
+impl UnderWay<'_> {
+    /// It has failed; or it has gone through, so that all other threads of the process have ended, and the new program has
+    /// not run yet.
+    pub fn is_over(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let mut known = self.callers.known();
+        known.execs += 1;
+        match known.under_way.get_mut(&self.pid) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(known.under_way.remove(&self.pid)),
+        }
+        let gone: Vec<Kept> = known.threads.extract_if(|_, kept| kept.pid == self.pid).map(|(_, kept)| kept).collect();
+        drop(known);
+        drop(gone);
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            let pid = self.pid;
+            self.callers.known().threads.retain(|_, kept| kept.pid != pid);
+        }
+    }
+}
