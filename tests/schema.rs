@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use callgate::policy::document::Document;
+use callgate_json::tidy;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -62,31 +63,6 @@ fn schema() -> Value {
 
 fn take(value: &mut Value, key: &str) -> Value {
     value.as_object_mut().unwrap().remove(key).unwrap_or_default()
-}
-
-/// Removes what is about Rust instead of JSON: the names of its number types, and absence as a value.
-fn tidy(value: &mut Value) {
-    match value {
-        Value::Object(object) => {
-            object.retain(|key, value| key != "format" || !value.is_string());
-            if object.get("default").is_some_and(Value::is_null) {
-                object.remove("default");
-            }
-            if let Some(Value::Array(types)) = object.get_mut("type") {
-                types.retain(|kind| kind != "null");
-                if let [one] = types.as_slice() {
-                    let one = one.clone();
-                    object.insert("type".to_owned(), one);
-                }
-            }
-            if let Some(Value::String(text)) = object.get_mut("description") {
-                *text = text.replace('\n', " ");
-            }
-            object.values_mut().for_each(tidy);
-        }
-        Value::Array(array) => array.iter_mut().for_each(tidy),
-        _ => {}
-    }
 }
 
 fn record_schema() -> Value {

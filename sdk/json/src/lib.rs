@@ -130,6 +130,44 @@ impl<T: schemars::JsonSchema> schemars::JsonSchema for Object<T> {
     }
 }
 
+/// The JSON Schema of a type, as text: without what is about Rust instead of JSON, which are the names of its number types, and
+/// `null` for absence.
+#[cfg(feature = "schema")]
+pub fn schema<T: schemars::JsonSchema>() -> String {
+    let generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();
+    let mut schema = generator.into_root_schema_for::<T>().to_value();
+    tidy(&mut schema);
+    // The alternate form is indented.
+    format!("{schema:#}\n")
+}
+
+/// Removes from a JSON Schema what is about Rust instead of JSON.
+#[cfg(feature = "schema")]
+pub fn tidy(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Object(object) => {
+            object.retain(|key, value| key != "format" || !value.is_string());
+            if object.get("default").is_some_and(Value::is_null) {
+                object.remove("default");
+            }
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|kind| kind != "null");
+                if let [one] = types.as_slice() {
+                    let one = one.clone();
+                    object.insert("type".to_owned(), one);
+                }
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            object.values_mut().for_each(tidy);
+        }
+        Value::Array(array) => array.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
