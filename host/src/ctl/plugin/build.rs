@@ -28,7 +28,7 @@ pub fn build(directory: &Path, output: Option<&Path>) -> Result<PathBuf> {
     let module = fs::read(&module).with_context(|| format!("cannot read {}", module.display()))?;
     let output = output.map_or_else(|| directory.join(format!("{name}.wasm")), Path::to_owned);
     write(&module, &output).with_context(|| {
-        format!("{name} is no plugin; is callgate_sdk::plugin! in {}?", directory.join("src/lib.rs").display())
+        format!("{name} is no plugin; is #[callgate_sdk::plugin] in {}?", directory.join("src/lib.rs").display())
     })?;
     Ok(output)
 }
