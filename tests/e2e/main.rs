@@ -7,6 +7,8 @@ mod audit;
 mod bypass;
 mod cli;
 mod container;
+#[cfg(feature = "ctl")]
+mod ctl;
 mod exec;
 mod exec_races;
 mod launch;
