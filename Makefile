@@ -4,11 +4,16 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build demo test bench lint deny aarch64 schema
+.PHONY: build ctl demo test bench lint deny aarch64 schema
 
 build:
 	@.ci/setup build
 	$(CARGO) build --release --locked
+
+# For laptops and CI: writes, tests and ships plugins. It has an HTTP client and more in it, which `callgate` must not have.
+ctl:
+	@.ci/setup build
+	$(CARGO) build --release --locked --package callgate --features ctl --bin callgatectl
 
 demo:
 	@.ci/setup demo

@@ -14,7 +14,7 @@ use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 mod component;
 
 /// The plugin in `tests/plugins/house-rules`, built once.
-fn house_rules() -> &'static [u8] {
+pub(crate) fn house_rules() -> &'static [u8] {
     static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
     COMPONENT.get_or_init(|| {
         // Where the build script has built the built-in one: where the standard library must be built too, it is there.

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, run};
 
 /// A workload that does what it is told: each word is a program to be run, and it says whether that went well.
-struct Workload {
+pub struct Workload {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -22,7 +22,7 @@ struct Workload {
 const OBEDIENT: &str = r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
 
 impl Workload {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self::start_line(command, OBEDIENT)
     }
 
@@ -36,7 +36,7 @@ impl Workload {
         workload
     }
 
-    fn runs(&mut self, line: &str) -> bool {
+    pub fn runs(&mut self, line: &str) -> bool {
         writeln!(self.input, "{line}").unwrap();
         let mut said = String::new();
         self.output.read_line(&mut said).unwrap();
@@ -44,7 +44,7 @@ impl Workload {
         said == "ran\n"
     }
 
-    fn reload(&self, policy: &Path) -> Outcome {
+    pub fn reload(&self, policy: &Path) -> Outcome {
         run(Command::new(CALLGATE).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
     }
 
@@ -58,7 +58,7 @@ impl Workload {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
     }
 
-    fn end(self) -> Outcome {
+    pub fn end(self) -> Outcome {
         drop(self.input);
         let outcome = finish(self.child);
         assert_eq!(outcome.code(), 0, "{outcome:?}");

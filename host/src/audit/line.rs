@@ -14,7 +14,7 @@ use crate::event::{Action, Subject};
 use crate::policy::Mode;
 
 /// Name and version of the schema, which is `policies/record.schema.json`. Keys may be added within a version.
-const SCHEMA: &str = "callgate.record/1";
+pub(crate) const SCHEMA: &str = "callgate.record/1";
 
 /// A record as it is written. Every line of the log is one.
 #[derive(Serialize)]
@@ -329,7 +329,8 @@ pub(super) fn lost(mode: Mode, number: u64, lost: &[(String, u64)], as_text: boo
     )
 }
 
-fn what(action: &Action) -> String {
+/// What was asked for, for a person.
+pub(crate) fn what(action: &Action) -> String {
     match action {
         Action::Exec(exec) => format!("exec of {}", exec.file.path),
         Action::ExecFileless(exec) => format!("exec of a file without a path, {}", exec.file.path),
@@ -343,13 +344,14 @@ fn what(action: &Action) -> String {
     }
 }
 
-fn who(subject: &Subject) -> String {
+/// Who asked, for a person.
+pub(crate) fn who(subject: &Subject) -> String {
     let name = subject.executable.rsplit('/').next().unwrap_or_default();
     format!("{name}[{}] (uid {})", subject.pid, subject.uid)
 }
 
 /// What a hostile process calls its files must not end the line, nor move the cursor, nor look like something else.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         if misleads(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
