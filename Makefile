@@ -4,11 +4,16 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build demo test lint deny aarch64 schema
+.PHONY: build ctl demo test bench lint deny aarch64 schema
 
 build:
 	@.ci/setup build
 	$(CARGO) build --release --locked
+
+# For laptops and CI: writes, tests and ships plugins. It has an HTTP client and more in it, which `callgate` must not have.
+ctl:
+	@.ci/setup build
+	$(CARGO) build --release --locked --package callgate --features ctl --bin callgatectl
 
 demo:
 	@.ci/setup demo
@@ -18,6 +23,11 @@ demo:
 # The tests run `make demo`, as the README shows it, and are not to wait until it is built.
 test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
+
+# What it costs: a table, and bench.json. QUICK=1 takes a minute, otherwise it is a quarter of an hour. See BENCHMARKS.md.
+bench: build
+	@.ci/setup bench
+	tests/bench/run $(CALLGATE) $(if $(QUICK),--quick)
 
 lint:
 	@.ci/setup test

@@ -107,6 +107,10 @@ impl Report<'_> {
         };
         self.line(&format!("plugin {name}: {} {} ({from})", is.name, is.version));
         self.line(&format!("  decides on: {}", names(plugin.subscriptions())));
+        let keys = is.config_schema.as_deref().map(keys).unwrap_or_default();
+        if !keys.is_empty() {
+            self.line(&format!("  takes: {}", keys.join(", ")));
+        }
         let failure = match settings.on_failure {
             OnFailure::Deny => "deny",
             OnFailure::Abstain => "abstain",
@@ -163,6 +167,12 @@ impl Report<'_> {
             }
         }
     }
+}
+
+/// What a configuration may have, by its JSON Schema: key by key, where it is such a schema.
+fn keys(schema: &str) -> Vec<String> {
+    let schema = serde_json::from_str::<serde_json::Value>(schema).unwrap_or_default();
+    schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.escape_debug().to_string()).collect()
 }
 
 fn names(kinds: EventKinds) -> String {

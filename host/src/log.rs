@@ -2,6 +2,7 @@
 //! [`crate::audit`].
 
 use std::fmt;
+use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
 use tracing::{Event, Level, Subscriber};
@@ -17,7 +18,9 @@ use tracing_subscriber::registry::LookupSpan;
 pub fn start(filter: &str) -> Result<()> {
     let parsed = EnvFilter::try_new(filter)
         .with_context(|| format!("CALLGATE_LOG is {filter:?}; it takes error, warn, info, debug or trace"))?;
-    tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).event_format(Plain).init();
+    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    // Fields are coloured, whatever the format does; a container's log is no terminal.
+    log.with_ansi(std::io::stderr().is_terminal()).event_format(Plain).init();
     Ok(())
 }
 

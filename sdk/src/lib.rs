@@ -1,7 +1,7 @@
-//! Write plugins for callgate: one trait, one macro.
+//! Write plugins for callgate: one trait, one attribute.
 //!
 //! ```
-//! use callgate_sdk::{ConfigError, Event, EventKinds, Exec, Plugin, Verdict};
+//! use callgate_sdk::{ConfigError, Event, Exec, Plugin, Verdict};
 //!
 //! /// Denies one program by its name.
 //! struct NoShell {
@@ -9,21 +9,17 @@
 //! }
 //!
 //! #[derive(serde::Deserialize)]
+//! #[serde(deny_unknown_fields)]
 //! struct Config {
 //!     name: String,
 //! }
 //!
+//! #[callgate_sdk::plugin]
 //! impl Plugin for NoShell {
 //!     type Config = Config;
-//!     const NAME: &'static str = "no-shell";
-//!     const VERSION: &'static str = "0.1.0";
 //!
 //!     fn new(config: Config) -> Result<Self, ConfigError> {
 //!         Ok(Self { name: config.name })
-//!     }
-//!
-//!     fn subscriptions(&self) -> EventKinds {
-//!         EventKinds::EXEC
 //!     }
 //!
 //!     fn exec(&mut self, _event: &Event, exec: &Exec) -> Verdict {
@@ -35,17 +31,36 @@
 //!     }
 //! }
 //!
-//! # #[cfg(target_arch = "wasm32")]
-//! callgate_sdk::plugin!(NoShell);
-//! # fn main() {}
+//! # #[cfg(not(target_arch = "wasm32"))]
+//! # fn main() {
+//! use callgate_sdk::testing::{Tester, exec};
+//!
+//! let mut plugin = Tester::<NoShell>::new(r#"{"name": "bash"}"#).unwrap();
+//! assert_eq!(plugin.decide(exec("/bin/bash")).rule(), Some("no-shell"));
+//! assert_eq!(plugin.decide(exec("/bin/ls")), Verdict::Abstain);
+//! # }
 //! ```
 //!
 //! A plugin is built for `wasm32-unknown-unknown` and encoded as a component. It imports nothing but what this crate does:
 //! no files, no network, no clock. `README.md` beside this crate goes from nothing to a component, step by step.
+//!
+//! # Features
+//!
+//! `log`, `tracing`: what the plugin says by these crates goes to the host's log, under the plugin's name.
+//! `proptest`: strategies for events, in [`testing`].
+
+// The attribute writes the crate's name, also in this crate's own tests.
+#[cfg(test)]
+extern crate self as callgate_sdk;
+
+mod export;
+mod host;
+#[cfg(any(feature = "log", feature = "tracing"))]
+mod logging;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 use serde::de::DeserializeOwned;
-
-pub mod example;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -60,8 +75,20 @@ pub mod bindings {
         pub_export_macro: true,
         export_macro_name: "export_plugin",
         default_bindings_module: "callgate_sdk::bindings",
+        additional_derives: [PartialEq, Eq],
     });
 }
+
+/// Makes a component of an implementation of [`Plugin`], and subscribes to the kinds of event whose methods it has.
+///
+/// The plugin's name and version are those of the crate, unless `NAME` and `VERSION` are written.
+///
+/// With `#[plugin(schema = "config.schema.json")]` the component carries the JSON Schema of its configuration, for people and
+/// tools that write policies. The type of the configuration then derives `schemars::JsonSchema`, and the file, whose path is
+/// relative to the crate's `Cargo.toml`, holds the schema that is made from it: a test that this attribute adds writes the file
+/// and fails whenever it is not what the type says. (Making the schema inside of the component would take a hundred kilobytes
+/// of code.)
+pub use callgate_sdk_macros::plugin;
 
 /// For configurations in which a mistake must not pass: see `callgate-json`.
 pub use callgate_json::{Object, present};
@@ -71,17 +98,26 @@ pub use bindings::callgate::policy::types::{
     Accepted, Action, Address, ConfigError, Credentials, Denial, Endpoint, Event, EventKinds, Exec, File, Ipv4Address,
     Ipv6Address, NetlinkAddress, OtherAddress, Socket, Stream, StreamSocket, Subject, Verdict, VsockAddress,
 };
+#[doc(hidden)]
+pub use export::start;
+pub use export::{configure, decide};
+pub use host::{ancestors, canonical_path, digest, environment, log, names, standard_stream, started_ms};
 
-/// A plugin. Methods that are not written abstain.
+/// A plugin, with a method for each kind of event. It is asked about the kinds whose methods are written; the attribute
+/// [`plugin`] on the implementation sees to that. The rest is not even intercepted for it.
+///
+/// There is one value of it from the start of the workload to its end, which gets one event at a time, in order: it may
+/// remember.
 pub trait Plugin: Sized + 'static {
-    /// What the policy configures: unknown keys are mistakes only if it says so (`#[serde(deny_unknown_fields)]`).
+    /// What the policy configures, written as a JSON object. Unknown keys are mistakes only if the type says so
+    /// (`#[serde(deny_unknown_fields)]`). [`NoConfig`] for nothing.
     type Config: DeserializeOwned;
-    /// The plugin's own name.
+    /// The plugin's own name. The attribute takes the crate's, if it is not written.
     const NAME: &'static str;
-    /// Its version (semver.org).
+    /// Its version (semver.org), likewise.
     const VERSION: &'static str;
 
-    /// A JSON Schema of its configuration, for people and tools that write policies.
+    /// A JSON Schema of its configuration. The attribute writes it: see [`plugin`].
     fn config_schema() -> Option<String> {
         None
     }
@@ -92,14 +128,18 @@ pub trait Plugin: Sized + 'static {
     /// What is wrong with it, and where.
     fn new(config: Self::Config) -> Result<Self, ConfigError>;
 
-    /// The kinds of event that it wants to be asked about. The rest is not even intercepted for it.
-    fn subscriptions(&self) -> EventKinds;
+    /// The kinds of event that it wants to be asked about, out of those whose methods are `written`. For plugins whose
+    /// configuration makes some of them idle.
+    fn subscriptions(&self, written: EventKinds) -> EventKinds {
+        written
+    }
 
     /// A program is about to be run.
     fn exec(&mut self, _event: &Event, _exec: &Exec) -> Verdict {
         Verdict::Abstain
     }
-    /// A program is about to be run from a file without a path.
+    /// A program is about to be run from a file without a path. Where a plugin has [`Plugin::exec`] and none has this
+    /// method, the policy's default decides, which is to deny.
     fn exec_fileless(&mut self, _event: &Event, _exec: &Exec) -> Verdict {
         Verdict::Abstain
     }
@@ -131,7 +171,17 @@ pub trait Plugin: Sized + 'static {
     fn credentials(&mut self, _event: &Event, _change: &Credentials) -> Verdict {
         Verdict::Abstain
     }
+
+    /// The kinds whose methods are written. The attribute [`plugin`] writes this one; where the compiler misses it, the
+    /// attribute is missing.
+    #[doc(hidden)]
+    fn written_by_attribute() -> EventKinds;
 }
+
+/// The configuration of a plugin that has nothing to configure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoConfig {}
 
 impl Verdict {
     /// Lets it happen, by this rule.
@@ -153,13 +203,30 @@ impl Verdict {
         self
     }
 
-    /// The same, with the errno(3) that the caller gets.
+    /// The same, with the errno(3) that the caller gets, 1 to 133.
     #[must_use]
     pub fn errno(mut self, errno: u16) -> Self {
         if let Self::Deny(denial) = &mut self {
             denial.errno = Some(errno);
         }
         self
+    }
+
+    /// The rule that allowed or denied, if one did.
+    pub fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Allow(rule) => rule.as_deref(),
+            Self::Deny(denial) => Some(&denial.rule),
+            Self::Abstain => None,
+        }
+    }
+
+    /// The denial, if it is one.
+    pub fn denial(&self) -> Option<&Denial> {
+        match self {
+            Self::Deny(denial) => Some(denial),
+            _ => None,
+        }
     }
 }
 
@@ -177,156 +244,49 @@ impl ConfigError {
     }
 }
 
-/// Asks a plugin about an event: calls the method of its kind.
-pub fn decide<P: Plugin>(plugin: &mut P, event: &Event) -> Verdict {
-    match &event.action {
-        Action::Exec(exec) => plugin.exec(event, exec),
-        Action::ExecFileless(exec) => plugin.exec_fileless(event, exec),
-        Action::Connect(to) => plugin.connect(event, to),
-        Action::Bind(to) => plugin.bind(event, to),
-        Action::Listen(on) => plugin.listen(event, on),
-        Action::Accept(accepted) => plugin.accept(event, accepted),
-        Action::Send(to) => plugin.send(event, to),
-        Action::Socket(socket) => plugin.socket(event, socket),
-        Action::Credentials(change) => plugin.credentials(event, change),
+impl Exec {
+    /// The files that say what is done: the one that is asked for, and what interprets it. Not the dynamic loader.
+    pub fn files(&self) -> impl Iterator<Item = (FileRole, &File)> {
+        let interpreters = (0..).map(FileRole::Interpreter).zip(&self.interpreters);
+        [(FileRole::File, &self.file)].into_iter().chain(interpreters)
     }
 }
 
-/// Makes a plugin of its configuration, as JSON text.
-///
-/// # Errors
-/// What is wrong with it, and where.
-pub fn configure<P: Plugin>(config: &str) -> Result<P, ConfigError> {
-    let config = callgate_json::from_str(config).map_err(|mistake| ConfigError {
-        pointer: mistake.pointer,
-        message: mistake.message,
-        hint: mistake.hint,
-    })?;
-    P::new(config)
-}
-
-/// Writes a message to the host's log.
-pub fn log(level: Level, message: &str) {
-    #[cfg(target_arch = "wasm32")]
-    bindings::callgate::policy::host::log(level, message);
-    #[cfg(not(target_arch = "wasm32"))]
-    eprintln!("{level:?}: {message}");
-}
-
-/// SHA-256 of a file of the event at hand, in lower-case hexadecimal.
-///
-/// # Errors
-/// Why it cannot be had; always, outside of a host.
-pub fn digest(role: FileRole) -> Result<String, String> {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::digest(role);
-    #[cfg(not(target_arch = "wasm32"))]
-    Err(format!("there is no host to ask for {role:?}"))
-}
-
-/// The ancestors of the event's process, parent first; none outside of a host.
-pub fn ancestors() -> Vec<Subject> {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::ancestors();
-    #[cfg(not(target_arch = "wasm32"))]
-    Vec::new()
-}
-
-/// The path of a file or directory without symbolic links, as events name it. To be asked for while the configuration is
-/// taken; later there is no answer. Outside of a host: the path itself.
-pub fn canonical_path(path: &str) -> Option<String> {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::canonical_path(path);
-    #[cfg(not(target_arch = "wasm32"))]
-    Some(path.to_owned())
-}
-
-/// A variable of the environment of the event at hand; none outside of a host.
-pub fn environment(name: &str) -> Option<String> {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::environment(name);
-    #[cfg(not(target_arch = "wasm32"))]
-    {
-        let _ = name;
-        None
+impl File {
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
     }
 }
 
-/// The standard stream of this number (0, 1, 2) of the event's process; unknown outside of a host.
-pub fn standard_stream(number: u32) -> Stream {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::standard_stream(number);
-    #[cfg(not(target_arch = "wasm32"))]
-    {
-        let _ = number;
-        Stream::Unknown
-    }
-}
-
-/// The names that `/etc/hosts` has for the event's IP address; none outside of a host.
-pub fn names() -> Vec<String> {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::names();
-    #[cfg(not(target_arch = "wasm32"))]
-    Vec::new()
-}
-
-/// When the workload was started, in milliseconds since the Unix epoch; 0 outside of a host.
-pub fn started_ms() -> u64 {
-    #[cfg(target_arch = "wasm32")]
-    return bindings::callgate::policy::host::started_ms();
-    #[cfg(not(target_arch = "wasm32"))]
-    0
-}
-
-/// Says a panic's message and place before the trap that it ends in.
-#[doc(hidden)]
-pub fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| log(Level::Error, &panic.to_string())));
-}
-
-/// Exports a type that implements [`Plugin`] as a component's plugin.
-#[macro_export]
-macro_rules! plugin {
-    ($plugin:ty) => {
-        #[allow(unsafe_code, missing_docs, clippy::undocumented_unsafe_blocks)]
-        mod callgate_plugin_export {
-            use super::*;
-            use std::cell::RefCell;
-            use $crate::bindings::exports::callgate::policy::policy as interface;
-
-            thread_local! {
-                static PLUGIN: RefCell<Option<$plugin>> = const { RefCell::new(None) };
+impl Address {
+    /// The IP address and the port, of those families that have them.
+    pub fn ip(&self) -> Option<(std::net::IpAddr, u16)> {
+        match self {
+            Self::Ipv4(Ipv4Address { ip, port }) => Some((std::net::Ipv4Addr::from_bits(*ip).into(), *port)),
+            Self::Ipv6(Ipv6Address { high, low, port, .. }) => {
+                let bits = u128::from(*high) << 64 | u128::from(*low);
+                Some((std::net::Ipv6Addr::from_bits(bits).into(), *port))
             }
-
-            struct Exported;
-
-            impl interface::Guest for Exported {
-                fn describe() -> interface::Description {
-                    interface::Description {
-                        name: <$plugin as $crate::Plugin>::NAME.to_owned(),
-                        version: <$plugin as $crate::Plugin>::VERSION.to_owned(),
-                        config_schema: <$plugin as $crate::Plugin>::config_schema(),
-                    }
-                }
-
-                fn configure(config: String) -> Result<$crate::EventKinds, $crate::ConfigError> {
-                    $crate::report_panics();
-                    let plugin = $crate::configure::<$plugin>(&config)?;
-                    let wanted = $crate::Plugin::subscriptions(&plugin);
-                    PLUGIN.with_borrow_mut(|slot| *slot = Some(plugin));
-                    Ok(wanted)
-                }
-
-                fn decide(event: $crate::Event) -> $crate::Verdict {
-                    PLUGIN.with_borrow_mut(|slot| match slot {
-                        Some(plugin) => $crate::decide(plugin, &event),
-                        None => $crate::Verdict::Abstain,
-                    })
-                }
-            }
-
-            $crate::bindings::export_plugin!(Exported with_types_in $crate::bindings);
+            _ => None,
         }
-    };
+    }
+}
+
+/// An IP address and a port as an address of an event: an IPv4 address mapped into IPv6 is one of IPv4.
+impl From<std::net::SocketAddr> for Address {
+    fn from(address: std::net::SocketAddr) -> Self {
+        match (address.ip().to_canonical(), address) {
+            (std::net::IpAddr::V4(ip), _) => Self::Ipv4(Ipv4Address { ip: ip.to_bits(), port: address.port() }),
+            (std::net::IpAddr::V6(ip), address) => Self::Ipv6(Ipv6Address {
+                high: (ip.to_bits() >> 64) as u64,
+                low: ip.to_bits() as u64,
+                port: address.port(),
+                scope: match address {
+                    std::net::SocketAddr::V6(address) => address.scope_id(),
+                    std::net::SocketAddr::V4(_) => 0,
+                },
+            }),
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 mod component;
 
 /// The plugin in `tests/plugins/house-rules`, built once.
-fn house_rules() -> &'static [u8] {
+pub(crate) fn house_rules() -> &'static [u8] {
     static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
     COMPONENT.get_or_init(|| {
         // Where the build script has built the built-in one: where the standard library must be built too, it is there.
@@ -182,9 +182,13 @@ fn a_panic_is_recorded_with_its_message_and_a_fresh_instance_goes_on() {
     assert_eq!(outcome.stdout, "count\n126\ncount\n");
     let failure = &fixture.records()[0]["failures"][0];
     assert_eq!((&failure["plugin"], &failure["kind"]), (&json!("house"), &json!("panic")));
-    assert!(failure["message"].as_str().unwrap().contains("the house is on fire"), "{failure}");
-    for count in ["number 2 is", "number 1 is"] {
-        assert!(outcome.stderr.contains(count), "{count}: {outcome:?}");
+    let message = failure["message"].as_str().unwrap();
+    assert!(message.contains("the house is on fire") && message.contains("house-rules/src/lib.rs:"), "{failure}");
+    assert!(!outcome.stderr.contains('\x1b'), "colours for a pipe: {outcome:?}");
+    // The plugin's own log, and that of the crates `log` and `tracing`.
+    for count in ["number 2 is", "number 1 is", "log: 2", "log: 1", "tracing number=2", "tracing number=1"] {
+        let line = outcome.stderr.lines().find(|line| line.contains(count));
+        assert!(line.is_some_and(|line| line.contains("warning") && line.contains("house")), "{count}: {outcome:?}");
     }
 }
 

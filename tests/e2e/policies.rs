@@ -387,6 +387,7 @@ fn a_check_says_what_a_policy_means_and_what_may_surprise() {
         "records: denials, to stderr",
         &format!("plugin allowlist: allowlist {} (built in)", env!("CARGO_PKG_VERSION")),
         "decides on: exec, exec-fileless\n",
+        "takes: allow_executables, deny_executables, network, users\n",
         "if it fails: deny; deadline 1000 ms, memory 16 MiB",
         "allows the executables of 9 entries and no others",
         "not governed: connect, bind, listen, accept, send, socket, credentials",

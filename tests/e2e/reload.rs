@@ -44,7 +44,7 @@ impl Workload {
         said == "ran\n"
     }
 
-    fn reload(&self, policy: &Path) -> Outcome {
+    pub fn reload(&self, policy: &Path) -> Outcome {
         run(Command::new(CALLGATE).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
     }
 

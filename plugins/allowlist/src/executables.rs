@@ -33,19 +33,14 @@ impl Executables {
 
     /// Whether this may run: the file, and everything that interprets it.
     pub(crate) fn judge(&self, exec: &Exec) -> Verdict {
-        let files = || {
-            let interpreters = exec.interpreters.iter().enumerate();
-            let interpreters = interpreters.map(|(n, file)| (FileRole::Interpreter(n as u32), file));
-            [(FileRole::File, &exec.file)].into_iter().chain(interpreters)
-        };
-        for (role, file) in files() {
+        for (role, file) in exec.files() {
             if self.denied.has(role, file) {
                 return Verdict::deny("executables.denied", format!("{} is in deny_executables", file.path))
                     .hint(format!("remove the entry for {:?} from deny_executables", file.path));
             }
         }
         let Some(allowed) = &self.allowed else { return Verdict::allow("executables.not-governed") };
-        for (role, file) in files() {
+        for (role, file) in exec.files() {
             if allowed.has(role, file) {
                 continue;
             }
@@ -141,10 +136,8 @@ fn content(role: FileRole, file: &File) -> Option<String> {
 }
 
 /// An entry of the lists, for the JSON Schema.
-#[cfg(feature = "schema")]
 pub(crate) struct Entry;
 
-#[cfg(feature = "schema")]
 impl schemars::JsonSchema for Entry {
     fn inline_schema() -> bool {
         true

@@ -144,7 +144,6 @@ impl<'de, N: Number> Deserialize<'de> for Span<N> {
     }
 }
 
-#[cfg(feature = "schema")]
 mod schema {
     use std::borrow::Cow;
 

@@ -14,6 +14,7 @@ use callgate_sdk::{
     Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Object, Plugin, Socket, Subject, Verdict,
     present,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use executables::Executables;
@@ -29,36 +30,36 @@ pub struct Allowlist {
 }
 
 /// What the allowlist allows.
-#[derive(Debug, Default, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Allowlist"))]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Allowlist")]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What may run; nothing else does. Absolute paths; globs, in which `*` does not cross `/` and `**` does; directories
     /// with everything below them, with a `/` at the end; or `sha256:` and the digest of the content. A script needs its
     /// interpreter to be allowed too. Absent: whatever `deny_executables` does not name.
     #[serde(deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
-    #[cfg_attr(feature = "schema", schemars(extend("examples" = [["/usr/bin/gotty", "/bin/bash", "/opt/app/", "/srv/*/run"]])))]
+    #[schemars(with = "Vec<executables::Entry>")]
+    #[schemars(extend("examples" = [["/usr/bin/gotty", "/bin/bash", "/opt/app/", "/srv/*/run"]]))]
     pub allow_executables: Option<Vec<String>>,
     /// What may not run, even if `allow_executables` has it. Written like that one.
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<executables::Entry>"))]
+    #[schemars(with = "Vec<executables::Entry>")]
     pub deny_executables: Vec<String>,
     /// Which addresses may be reached, and served. Absent: the network is not governed, and costs nothing.
     #[serde(deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "network::Config"))]
+    #[schemars(with = "network::Config")]
     pub network: Option<Object<network::Config>>,
     /// Which users and groups processes may run as and switch to. Absent: users are not governed.
     #[serde(deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "users::Config"))]
+    #[schemars(with = "users::Config")]
     pub users: Option<Object<users::Config>>,
 }
 
+#[callgate_sdk::plugin(schema = "config.schema.json")]
 impl Plugin for Allowlist {
-    type Config = Object<Config>;
+    type Config = Config;
     const NAME: &'static str = "allowlist";
-    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
-    fn new(Object(config): Object<Config>) -> Result<Self, ConfigError> {
+    fn new(config: Config) -> Result<Self, ConfigError> {
         let executables = config.allow_executables.is_some() || !config.deny_executables.is_empty();
         if !executables && config.network.is_none() && config.users.is_none() {
             return Err(ConfigError::at("", "the allowlist governs nothing: whatever happens would be allowed")
@@ -73,25 +74,13 @@ impl Plugin for Allowlist {
         })
     }
 
-    fn subscriptions(&self) -> EventKinds {
-        let mut kinds = EventKinds::empty();
-        if self.executables.is_some() || self.users.is_some() {
-            kinds = kinds | EventKinds::EXEC | EventKinds::EXEC_FILELESS;
-        }
-        if let Some(network) = &self.network {
-            kinds = kinds
-                | EventKinds::CONNECT
-                | EventKinds::BIND
-                | EventKinds::LISTEN
-                | EventKinds::SEND
-                | EventKinds::SOCKET;
-            if network.restricts_peers() {
-                kinds = kinds | EventKinds::ACCEPT;
-            }
-        }
-        if self.users.is_some() {
-            kinds = kinds | EventKinds::CREDENTIALS;
-        }
+    fn subscriptions(&self, mut kinds: EventKinds) -> EventKinds {
+        let network = self.network.is_some();
+        kinds.set(EventKinds::EXEC | EventKinds::EXEC_FILELESS, self.executables.is_some() || self.users.is_some());
+        kinds.set(EventKinds::CONNECT | EventKinds::SEND, network);
+        kinds.set(EventKinds::BIND | EventKinds::LISTEN | EventKinds::SOCKET, network);
+        kinds.set(EventKinds::ACCEPT, self.network.as_ref().is_some_and(Network::restricts_peers));
+        kinds.set(EventKinds::CREDENTIALS, self.users.is_some());
         kinds
     }
 
@@ -143,6 +132,3 @@ impl Allowlist {
         }
     }
 }
-
-#[cfg(target_arch = "wasm32")]
-callgate_sdk::plugin!(Allowlist);

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Object, Socket, Verdict, present};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::addresses::Addresses;
@@ -14,8 +15,8 @@ use crate::globs::Globs;
 /// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
 /// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
 /// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
-#[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Network"))]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Network")]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What may be connected to and sent to. An event is allowed if one rule matches it.
@@ -27,7 +28,7 @@ pub struct Config {
     /// Other families whose sockets may be used, whatever their address, by name: `netlink`, `packet`, `vsock`, …; `raw` means
     /// IP sockets of that type.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<Family>"))]
+    #[schemars(with = "Vec<Family>")]
     families: Vec<String>,
     /// Whether a program may ask the kernel for its interfaces and routes (`NETLINK_ROUTE` sockets), as resolvers do.
     #[serde(default = "yes")]
@@ -40,13 +41,13 @@ const fn yes() -> bool {
 
 /// Allows what it matches: IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every IP
 /// address by TCP and UDP.
-#[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(transform = one_kind)]
 #[serde(deny_unknown_fields)]
 struct OutboundRule {
     /// Addresses or networks of the peer; absent: any.
     #[serde(default, deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
+    #[schemars(with = "OneOrMany<Net>")]
     to: Option<OneOrMany<String>>,
     /// Its ports; absent: any.
     #[serde(default, deserialize_with = "present")]
@@ -56,7 +57,7 @@ struct OutboundRule {
     protocol: Option<Protocol>,
     /// The path of an AF_UNIX socket, or a glob.
     #[serde(default, deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/postgresql/.s.PGSQL.5432"))]
+    #[schemars(regex(pattern = "^/"), example = "/run/postgresql/.s.PGSQL.5432")]
     unix: Option<String>,
     /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
     #[serde(default, deserialize_with = "present")]
@@ -65,13 +66,13 @@ struct OutboundRule {
 
 /// Allows what it matches: local IP addresses, or sockets of AF_UNIX by `unix` or `unix_abstract`. Without any key: every
 /// IP address by TCP and UDP.
-#[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = one_kind))]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(transform = one_kind)]
 #[serde(deny_unknown_fields)]
 struct InboundRule {
     /// Local addresses or networks; absent: any.
     #[serde(default, deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
+    #[schemars(with = "OneOrMany<Net>")]
     on: Option<OneOrMany<String>>,
     /// Local ports; absent: any.
     #[serde(default, deserialize_with = "present")]
@@ -82,19 +83,18 @@ struct InboundRule {
     /// Addresses or networks of peers that may connect; absent: any. Datagrams come from anybody, so a rule with peers is
     /// none for UDP.
     #[serde(default, deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(with = "OneOrMany<Net>"))]
+    #[schemars(with = "OneOrMany<Net>")]
     from: Option<OneOrMany<String>>,
     /// The path of an AF_UNIX socket, or a glob.
     #[serde(default, deserialize_with = "present")]
-    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/"), example = "/run/app/*.sock"))]
+    #[schemars(regex(pattern = "^/"), example = "/run/app/*.sock")]
     unix: Option<String>,
     /// A name in AF_UNIX's abstract namespace, or a glob, without the leading NUL.
     #[serde(default, deserialize_with = "present")]
     unix_abstract: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Protocol {
     /// TCP, and multipath TCP.
@@ -566,7 +566,6 @@ fn family_name(number: u16) -> String {
 }
 
 /// What JSON Schema needs beyond the types.
-#[cfg(feature = "schema")]
 mod schema {
     use std::borrow::Cow;
 
@@ -627,7 +626,6 @@ mod schema {
     }
 }
 
-#[cfg(feature = "schema")]
 use schema::{Family, Net, one_kind};
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Which users and groups processes may be.
 
 use callgate_sdk::{Credentials, Subject, Verdict, present};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::forms::Span;
 
 /// Who processes may be, by number.
-#[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Users"))]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Users")]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// User ids: numbers, or ranges such as `"1000-1999"`. Absent: any.

@@ -21,6 +21,14 @@ pub struct Mistake {
     pub hint: Option<String>,
 }
 
+impl Mistake {
+    /// A mistake in serde's words; if they name what was expected, the hint is the name that is most like what was written.
+    pub fn new(pointer: String, message: String) -> Self {
+        let hint = similar(&message).map(|name| format!("did you mean {name:?}?"));
+        Self { pointer, message, hint }
+    }
+}
+
 /// Reads a value, all of whose syntax is known to be right.
 ///
 /// # Errors
@@ -34,8 +42,7 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Mistake> {
         if let Some(twice) = message.strip_prefix("duplicate field `") {
             pointer = format!("{pointer}/{}", escaped(twice.trim_end_matches('`')));
         }
-        let hint = similar(&message).map(|name| format!("did you mean {name:?}?"));
-        Mistake { pointer, message, hint }
+        Mistake::new(pointer, message)
     })?;
     json.end().map_err(|error| Mistake { pointer: String::new(), message: without_place(&error), hint: None })?;
     Ok(value)
@@ -57,7 +64,8 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-fn escaped(key: &str) -> String {
+/// A key as part of a JSON Pointer.
+pub fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
@@ -119,6 +127,44 @@ impl<T: schemars::JsonSchema> schemars::JsonSchema for Object<T> {
 
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
         T::json_schema(generator)
+    }
+}
+
+/// The JSON Schema of a type, as text: without what is about Rust instead of JSON, which are the names of its number types, and
+/// `null` for absence.
+#[cfg(feature = "schema")]
+pub fn schema<T: schemars::JsonSchema>() -> String {
+    let generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();
+    let mut schema = generator.into_root_schema_for::<T>().to_value();
+    tidy(&mut schema);
+    // The alternate form is indented.
+    format!("{schema:#}\n")
+}
+
+/// Removes from a JSON Schema what is about Rust instead of JSON.
+#[cfg(feature = "schema")]
+pub fn tidy(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Object(object) => {
+            object.retain(|key, value| key != "format" || !value.is_string());
+            if object.get("default").is_some_and(Value::is_null) {
+                object.remove("default");
+            }
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|kind| kind != "null");
+                if let [one] = types.as_slice() {
+                    let one = one.clone();
+                    object.insert("type".to_owned(), one);
+                }
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            object.values_mut().for_each(tidy);
+        }
+        Value::Array(array) => array.iter_mut().for_each(tidy),
+        _ => {}
     }
 }
 

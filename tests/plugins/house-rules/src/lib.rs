@@ -2,8 +2,9 @@
 
 use callgate_sdk::{
     ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Verdict, ancestors, canonical_path,
-    digest, environment, log,
+    digest, environment,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// The plugin.
@@ -14,7 +15,7 @@ pub struct HouseRules {
 }
 
 /// Each key is a rule of its own.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Allows everything that no rule denies, instead of abstaining.
@@ -41,6 +42,7 @@ pub struct Config {
     log_at: Option<String>,
 }
 
+#[callgate_sdk::plugin(schema = "config.schema.json")]
 impl Plugin for HouseRules {
     type Config = Config;
     const NAME: &'static str = "house-rules";
@@ -59,8 +61,8 @@ impl Plugin for HouseRules {
         Ok(Self { config, seen: 0 })
     }
 
-    fn subscriptions(&self) -> EventKinds {
-        if self.config.connections { EventKinds::CONNECT } else { EventKinds::EXEC }
+    fn subscriptions(&self, written: EventKinds) -> EventKinds {
+        written & if self.config.connections { EventKinds::CONNECT } else { EventKinds::EXEC }
     }
 
     fn exec(&mut self, _: &Event, exec: &Exec) -> Verdict {
@@ -69,7 +71,9 @@ impl Plugin for HouseRules {
         let has = |argument: &Option<String>| argument.as_ref().is_some_and(|it| exec.arguments.contains(it));
         assert!(!has(&config.panic_at), "the house is on fire");
         if has(&config.log_at) {
-            log(Level::Warn, &format!("number {} is {}", self.seen, exec.file.path));
+            callgate_sdk::log(Level::Warn, &format!("number {} is {}", self.seen, exec.file.path));
+            log::warn!("log: {}", self.seen);
+            tracing::warn!(number = self.seen, "tracing");
         }
         let broken = [
             ("file", config.file.as_ref() == Some(&exec.file.path)),
@@ -101,5 +105,16 @@ impl HouseRules {
     }
 }
 
-#[cfg(target_arch = "wasm32")]
-callgate_sdk::plugin!(HouseRules);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use callgate_sdk::testing::{Tester, exec};
+
+    #[test]
+    fn a_rule_that_is_not_configured_denies_nothing() {
+        let mut plugin = Tester::<HouseRules>::new("{}").unwrap();
+        assert_eq!(plugin.decide(exec("/bin/ls")), Verdict::Abstain);
+        let mut plugin = Tester::<HouseRules>::new(r#"{"file": "/bin/ls"}"#).unwrap();
+        assert_eq!(plugin.decide(exec("/bin/ls")).rule(), Some("file"));
+    }
+}
