@@ -153,9 +153,7 @@ fn is_alive(process: &OwnedFd) -> bool {
 
 /// Something that nobody can know beforehand.
 fn word() -> Result<String> {
-    let mut random = [0; 16];
-    // Not from a file: what is in `/dev` the workload may exchange.
-    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let random = crate::sys::process::random::<16>().context("no random numbers")?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

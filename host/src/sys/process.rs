@@ -553,3 +553,14 @@ pub fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     borrow(fd).try_clone_to_owned()
 }
+
+/// Bytes that nobody can know beforehand, at most 256. Not from a file: what is in `/dev` the workload may exchange.
+///
+/// # Errors
+/// The kernel's.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: pointer and length describe `bytes`.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+    if got == N as isize { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
