@@ -22,6 +22,7 @@ mod readme;
 mod reload;
 mod review_exec;
 mod review_network;
+mod review_today;
 mod samples;
 mod supervisor;
 mod terminal;

@@ -53,7 +53,7 @@ impl Workload {
     }
 
     /// The supervisor, which is the guardian's only child.
-    fn pid(&self) -> String {
+    pub fn pid(&self) -> String {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap();
         children.trim().to_owned()
     }
@@ -73,7 +73,7 @@ impl Workload {
 const WITH_LS: &[&str] = &["/bin/bash", "/bin/ls"];
 const WITHOUT: &[&str] = &["/bin/bash"];
 
-fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
+pub fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
     let audit = json!({ "sinks": [format!("file:{}", fixture.path("records").display())] });
     fs::write(fixture.path(name), json!({ "allow_executables": allowed, "audit": audit }).to_string()).unwrap();
 }
@@ -182,7 +182,7 @@ fn on_a_read_only_mount_links_are_followed_as_kubernetes_makes_them() {
     symlink("1", outside.join("..data")).unwrap();
     symlink("..data/policy.json", outside.join("policy.json")).unwrap();
     let script = format!(
-        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin {CALLGATE} --policy {}/policy.json \"$@\"",
+        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin,-dac_read_search {CALLGATE} --policy {}/policy.json \"$@\"",
         outside.display(),
         inside.display(),
         inside.display()
