@@ -5,6 +5,7 @@ mod harness;
 
 mod audit;
 mod bypass;
+mod callers;
 mod cli;
 mod container;
 mod ctl;
