@@ -11,6 +11,7 @@ mod container;
 mod ctl;
 mod exec;
 mod exec_races;
+mod guide;
 mod launch;
 mod network;
 mod network_races;
