@@ -4,10 +4,14 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
+<<<<<<< HEAD
 # What has a table of cases.
 SAMPLES = $(patsubst plugins/%/cases.json,%,$(wildcard plugins/*/cases.json))
 
 .PHONY: build ctl plugins demo test lint deny aarch64 schema
+=======
+.PHONY: build ctl demo test bench lint deny aarch64 schema
+>>>>>>> main
 
 build:
 	@.ci/setup build
@@ -33,6 +37,11 @@ demo:
 # The tests run `make demo`, as the README shows it, and are not to wait until it is built.
 test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
+
+# What it costs: a table, and bench.json. QUICK=1 takes a minute, otherwise it is a quarter of an hour. See BENCHMARKS.md.
+bench: build
+	@.ci/setup bench
+	tests/bench/run $(CALLGATE) $(if $(QUICK),--quick)
 
 lint:
 	@.ci/setup test

@@ -16,17 +16,19 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 /// How many threads there may be: that many calls under way, and the rest waits in the kernel.
-const THREADS: usize = 4096;
+pub const THREADS: usize = 4096;
 /// How many threads stay when there is nothing to do.
 const SPARE: usize = 3;
 /// How often it is looked whether the thread whose turn it is gets on.
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(4);
 /// How long one may take that was found busy.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// For how many short waits others are woken to receive meanwhile, once somebody had to wait for one of them.
 const CROWD: u32 = 64;
 /// After so many looks at which nothing had been received, nobody looks until something is.
-const QUIET: u32 = 100;
+const QUIET: u32 = 50;
+/// After so many looks there is a moment for something else.
+const SELDOM: u32 = 250;
 
 /// The turn, and who waits for it.
 pub struct Relay {
@@ -92,6 +94,11 @@ impl Relay {
     pub fn start(&self) -> io::Result<()> {
         self.waiting().threads += 1;
         (self.start)().inspect_err(|_| self.waiting().threads -= 1)
+    }
+
+    /// How many threads there are, with those that are being started.
+    pub fn threads(&self) -> usize {
+        self.waiting().threads
     }
 
     /// Waits until it is the calling thread's turn; still, or again. False: there are enough others, and it is to end.
@@ -171,12 +178,17 @@ impl Relay {
         }
     }
 
-    /// Relieves, for ever, those who take long. To be called on a thread of its own, once.
-    pub fn relieve(&self) {
+    /// Relieves, for ever, those who take long. To be called on a thread of its own, once. `seldom` is called about once a
+    /// second, and before there is nothing to do.
+    pub fn relieve(&self, seldom: impl Fn()) {
         let _ = self.relief.set(thread::current());
-        let (mut before, mut quiet) = (0, 0);
+        let (mut before, mut quiet, mut looks) = (0, 0, 0_u32);
         loop {
             thread::park_timeout(LOOK);
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(SELDOM) {
+                seldom();
+            }
             let received = self.received.load(SeqCst);
             let (turn, busy) = (self.turn.load(SeqCst), self.busy.load(SeqCst));
             if busy != 0 {
@@ -189,6 +201,7 @@ impl Relay {
             quiet = if received == before { quiet + 1 } else { 0 };
             before = received;
             if quiet == QUIET {
+                seldom();
                 // Whoever receives something after this store sees it and wakes us; what was received before is seen here.
                 self.nobody_looks.store(true, SeqCst);
                 if self.received.load(SeqCst) == received {

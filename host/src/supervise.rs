@@ -30,7 +30,7 @@ use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::{self, Caller};
+use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -42,7 +42,7 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::reload::{Candidate, Origin};
 use crate::sys::credentials::{Identity, Own};
 use crate::sys::notify::{Answer, Listener, Notification};
@@ -93,7 +93,7 @@ struct Office {
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
-    callers: Callers,
+    callers: Arc<Callers>,
     unheard: Unheard,
     guardian: Option<u32>,
     relay: Relay,
@@ -102,6 +102,8 @@ struct Office {
 
 /// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
 const NO_SOCKET: u64 = 0;
+/// How many threads may wait at the same time; the others are for calls that don't.
+const SEATS: usize = relay::THREADS - 64;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -123,7 +125,7 @@ impl Supervision for Supervisor {
             audit: self.policy.audit.clone(),
             sighup: Mutex::new(self.policy.sighup),
         };
-        let room = Room::new()?;
+        let room = Room::new(SEATS)?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
@@ -138,12 +140,12 @@ impl Supervision for Supervisor {
             renewal,
             room,
             sockets: Sockets::default(),
-            callers: Callers::new(wanted.contains(EventKind::Exec)),
+            callers: Arc::new(Callers::new(wanted.contains(EventKind::Exec))),
             unheard: Unheard::default(),
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
-                move || office.upgrade().map_or(Ok(()), receive)
+                move || office.upgrade().map_or(Ok(()), one_more)
             }),
             over: AtomicBool::new(false),
         });
@@ -152,7 +154,9 @@ impl Supervision for Supervisor {
         let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
         thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
-            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| {
+                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| relieved.callers.forget_the_dead()))
+            })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
         control(&office);
@@ -273,9 +277,10 @@ impl Office {
         drop(current);
         drop(old);
         *sighup = policy.sighup;
-        let plugins: Vec<&str> = policy.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-        self.audit.reloaded(&Reloaded { mode, time_ms: now_ms(), policy: &source, by, plugins: &plugins });
-        Ok(format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", ")))
+        let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
+        let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
+        self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
+        Ok(said)
     }
 
     fn mode(&self) -> Mode {
@@ -309,7 +314,15 @@ fn own_view() -> Result<View> {
     View::new(root, proc, outer.as_fd()).context("cannot use /proc")
 }
 
-/// Starts one more thread that receives notifications.
+/// Starts one more thread that receives notifications. Without it calls wait for those that there are; nothing is lost. But
+/// these must not all wait themselves.
+fn one_more(office: Arc<Office>) -> std::io::Result<()> {
+    let started = receive(Arc::clone(&office));
+    // The one that is not there has been counted already.
+    office.room.limit(if started.is_ok() { SEATS } else { office.relay.threads().saturating_sub(3) });
+    started
+}
+
 fn receive(office: Arc<Office>) -> std::io::Result<()> {
     std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
         process::own_directory();
@@ -374,8 +387,16 @@ impl Office {
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
-                return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
+                let may_need = match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "",
+                    _ => "; the supervisor may need CAP_SYS_PTRACE",
+                };
+                let why = format!("the caller cannot be looked at ({error}){may_need}");
+                let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
+                if answer == Answer::Continue {
+                    self.callers.misses_an_exec();
+                }
+                return Some(answer);
             }
         };
         let answer = self.answer_to(&caller, notification);
@@ -477,16 +498,16 @@ impl Office {
         outcome: fn(i32) -> Outcome,
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
-        self.audit.refusal(&Refusal {
+        self.audit.refusal(Refusal {
             mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, subject.parent),
+            ancestors: self.callers.ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
             architecture: call.arch,
-            rule,
-            reason,
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
             outcome: outcome(errno as i32),
         });
     }
@@ -496,8 +517,9 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, event.subject.parent);
-        self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
+        let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
+        let (event, decision) = (event.clone(), decision.clone());
+        self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -507,7 +529,8 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
+        let facts =
+            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -527,7 +550,9 @@ impl Office {
             copy => (Some(copy), None),
         };
         let (event, decision, facts) = self.decide(caller, action, program.clone());
-        let errno = decision.errno(event.kind());
+        // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
+        let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
+        let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
@@ -568,6 +593,9 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if program.inexecutable {
+            return Some(Answer::Errno(libc::EACCES));
+        }
         if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
@@ -665,7 +693,10 @@ impl Office {
     ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),
-            Performed::Gone => None,
+            Performed::Gone => {
+                self.callers.forget(caller);
+                None
+            }
             Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);

@@ -7,10 +7,10 @@ mod audit;
 mod bypass;
 mod cli;
 mod container;
-#[cfg(feature = "ctl")]
 mod ctl;
 mod exec;
 mod exec_races;
+mod exhaustion;
 mod guide;
 mod launch;
 mod network;

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::fcntl::readlinkat;
 use nix::sys::stat::{SFlag, fstat};
 
-use super::caller::{self, Caller};
+use super::caller::Caller;
+use super::callers::Callers;
 use super::exec::{Program, digest, environment};
 use super::network::{Held, known};
 use super::path::View;
@@ -66,6 +67,7 @@ impl Names {
 /// Facts about one event.
 pub struct LiveFacts {
     view: Arc<View>,
+    callers: Arc<Callers>,
     caller: Arc<Caller>,
     parent: u32,
     program: Option<Arc<Program>>,
@@ -78,6 +80,7 @@ impl LiveFacts {
     /// Facts about what `caller`, a child of `parent`, asks for; `program` for an exec.
     pub fn new(
         view: &Arc<View>,
+        callers: &Arc<Callers>,
         background: &Background,
         caller: &Arc<Caller>,
         parent: u32,
@@ -86,6 +89,7 @@ impl LiveFacts {
     ) -> Self {
         Self {
             view: Arc::clone(view),
+            callers: Arc::clone(callers),
             caller: Arc::clone(caller),
             parent,
             program,
@@ -103,11 +107,14 @@ impl LiveFacts {
 
 impl Facts for LiveFacts {
     fn ancestors(&self) -> Vec<Subject> {
-        caller::ancestors(&self.view, self.parent)
+        self.callers.ancestors(&self.view, self.parent)
     }
 
     fn digest(&self, role: FileRole) -> Result<String, String> {
         let program = self.program.as_ref().ok_or("the event has no file")?;
+        if program.inexecutable {
+            return Err("a file that nobody may execute is not looked into".to_owned());
+        }
         let file = program.files.get(role).ok_or("the event has no such file")?;
         let found = digest(&self.view, file).map_err(|error| error.to_string())?;
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
