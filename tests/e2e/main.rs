@@ -12,6 +12,7 @@ mod ctl;
 mod exec;
 mod exec_races;
 mod exhaustion;
+mod guide;
 mod launch;
 mod network;
 mod network_races;
