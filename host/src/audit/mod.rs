@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -274,7 +274,7 @@ impl Audit {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (done, wait) = sync_channel(1);
             if let Some(sender) = sender
-                && sender.try_send(Item::Flush(done)).is_ok()
+                && in_time(&sender, Item::Flush(done), deadline)
             {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
@@ -302,6 +302,18 @@ impl Audit {
         for queue in &self.sinks {
             queue.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
+    }
+}
+
+/// Puts something into a queue that may be full until then. Whether it could.
+fn in_time(queue: &SyncSender<Item>, mut item: Item, deadline: Instant) -> bool {
+    loop {
+        match queue.try_send(item) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(back)) if Instant::now() < deadline => item = back,
+            Err(_) => return false,
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
