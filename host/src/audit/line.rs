@@ -14,7 +14,7 @@ use crate::event::{Action, Subject};
 use crate::policy::Mode;
 
 /// Name and version of the schema, which is `policies/record.schema.json`. Keys may be added within a version.
-const SCHEMA: &str = "callgate.record/1";
+pub(crate) const SCHEMA: &str = "callgate.record/1";
 
 /// A record as it is written. Every line of the log is one.
 #[derive(Serialize)]
@@ -233,8 +233,26 @@ pub(super) fn reloaded_text(reloaded: &Reloaded, colour: bool) -> String {
 fn line(time_ms: u64, record: u64, mode: Mode, what: What<'_>) -> String {
     let line = Line { schema: SCHEMA, time: time(time_ms), record, mode, what };
     // Nothing in it can fail to become JSON: keys are strings, numbers are finite.
-    let mut text = serde_json::to_string(&line).unwrap_or_default();
+    let text = serde_json::to_string(&line).unwrap_or_default();
+    let mut text = if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) { text } else { escaped(&text) };
     text.push('\n');
+    text
+}
+
+/// JSON escapes what is below a blank; a log is read on terminals, and they obey more. Such a character can only be in a
+/// string.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if misleads(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        } else {
+            text.push(c);
+        }
+    }
     text
 }
 
@@ -311,7 +329,8 @@ pub(super) fn lost(mode: Mode, number: u64, lost: &[(String, u64)], as_text: boo
     )
 }
 
-fn what(action: &Action) -> String {
+/// What was asked for, for a person.
+pub(crate) fn what(action: &Action) -> String {
     match action {
         Action::Exec(exec) => format!("exec of {}", exec.file.path),
         Action::ExecFileless(exec) => format!("exec of a file without a path, {}", exec.file.path),
@@ -325,14 +344,26 @@ fn what(action: &Action) -> String {
     }
 }
 
-fn who(subject: &Subject) -> String {
+/// Who asked, for a person.
+pub(crate) fn who(subject: &Subject) -> String {
     let name = subject.executable.rsplit('/').next().unwrap_or_default();
     format!("{name}[{}] (uid {})", subject.pid, subject.uid)
 }
 
-/// What a hostile process calls its files must not end the line, nor move the cursor.
-fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+/// What a hostile process calls its files must not end the line, nor move the cursor, nor look like something else.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if misleads(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
+    }
+    plain
+}
+
+/// Characters that terminals obey instead of showing them (also those of the C1 set), and those that turn the direction of
+/// what stands around them or break the line (Unicode Standard Annex 9; Technical Report 36, 2.10.5).
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 fn time(milliseconds: u64) -> String {
@@ -368,6 +399,22 @@ mod tests {
         for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_name_makes_a_terminal_do_anything(path: String, kind in 0..6, at in 0..9_usize) {
+            let trick = ["\u{9b}2J", "\x7f", "\u{202e}", "\u{2028}", "\x1b]0;x\x07", "\r"][kind];
+            let path: String = path.chars().take(at).chain(trick.chars()).chain(path.chars().skip(at)).collect();
+            let (event, decision) = record(&path);
+            let record = Record { mode: Mode::Enforce, event: &event, ancestors: vec![], decision: &decision, outcome: Outcome::Denied(13) };
+            let json = json(&record, 1);
+            for line in [json.as_str(), &text(&record, false)] {
+                proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(misleads), "{:?}", line);
+            }
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            proptest::prop_assert_eq!(&read["file"]["path"], &path);
         }
     }
 

@@ -15,8 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -25,7 +25,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
-use crate::event::{Event, Subject};
+use crate::event::{Action, Event, Subject};
 use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, Source, WhenFull};
 
 /// What became of a call.
@@ -128,6 +128,22 @@ enum Entry {
 }
 
 impl Entry {
+    /// About how many bytes it takes while it waits.
+    fn size(&self) -> usize {
+        let Self::Decision(Record { event: Event { action, .. }, ancestors, .. }) = self else {
+            return size_of::<Self>();
+        };
+        let arguments = match action {
+            Action::Exec(exec) | Action::ExecFileless(exec) => exec.arguments.as_slice(),
+            _ => &[],
+        };
+        let strings = arguments.iter().map(|argument| size_of::<String>() + argument.len()).sum::<usize>();
+        let ancestors =
+            ancestors.iter().map(|ancestor| size_of::<Subject>() + ancestor.executable.len()).sum::<usize>();
+        // Paths, mostly, of which a record has some.
+        size_of::<Self>() + 1024 + strings + ancestors
+    }
+
     fn line(&self, number: u64, text: bool, colour: bool) -> String {
         match self {
             Self::Decision(record) if text => line::text(record, colour),
@@ -145,6 +161,37 @@ impl Entry {
 struct Progress {
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Bytes of the records that wait.
+    waiting: Mutex<usize>,
+    less: Condvar,
+}
+
+/// How many bytes all records that wait for a sink may take together. A record has arguments of up to 64 KiB; as many of
+/// those as there may be records would take all memory.
+const WAITING_MAX: usize = 32 << 20;
+
+impl Progress {
+    fn waiting(&self) -> MutexGuard<'_, usize> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a record of this length. Whether there is any; `when_full` says whether it is waited for.
+    fn makes_room(&self, length: usize, when_full: WhenFull) -> bool {
+        let mut waiting = self.waiting();
+        while *waiting > 0 && *waiting + length > WAITING_MAX {
+            if when_full == WhenFull::Drop {
+                return false;
+            }
+            waiting = self.less.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting += length;
+        true
+    }
+
+    fn gives_room_back(&self, length: usize) {
+        *self.waiting() -= length;
+        self.less.notify_all();
+    }
 }
 
 impl Audit {
@@ -200,19 +247,23 @@ impl Audit {
 
     fn put(&self, entry: Entry) {
         let number = self.count.fetch_add(1, Relaxed) + 1;
+        let size = entry.size();
         let entry = Arc::new(entry);
         for queue in &self.sinks {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(sender) = sender else { continue };
             let item = Item::Entry(Arc::clone(&entry), number);
+            let room = queue.progress.makes_room(size, self.when_full);
             let lost = match self.when_full {
-                WhenFull::Drop => {
-                    matches!(sender.try_send(item), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
-                }
+                _ if !room => true,
+                WhenFull::Drop => sender.try_send(item).is_err(),
                 WhenFull::Block => sender.send(item).is_err(),
             };
             if lost {
                 queue.progress.dropped.fetch_add(1, Relaxed);
+            }
+            if lost && room {
+                queue.progress.gives_room_back(size);
             }
         }
     }
@@ -316,6 +367,7 @@ impl Writer {
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Self::LONGEST);
                 }
+                progress.gives_room_back(entry.size());
             }
             Item::Flush(done) => {
                 let _ = done.send(());
