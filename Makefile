@@ -4,7 +4,14 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build ctl demo test lint deny aarch64 schema
+<<<<<<< HEAD
+# What has a table of cases.
+SAMPLES = $(patsubst plugins/%/cases.json,%,$(wildcard plugins/*/cases.json))
+
+.PHONY: build ctl plugins demo test lint deny aarch64 schema
+=======
+.PHONY: build ctl demo test bench lint deny aarch64 schema
+>>>>>>> main
 
 build:
 	@.ci/setup build
@@ -15,6 +22,13 @@ ctl:
 	@.ci/setup build
 	$(CARGO) build --release --locked --package callgate --features ctl --bin callgatectl
 
+# The sample plugins as components, in target/plugins.
+plugins: ctl
+	@mkdir -p target/plugins
+	@for sample in $(SAMPLES); do \
+		$(CALLGATE)ctl plugin build plugins/$$sample --output target/plugins/$$sample.wasm || exit 1; \
+	done
+
 demo:
 	@.ci/setup demo
 	$(CARGO) build --release --locked
@@ -23,6 +37,11 @@ demo:
 # The tests run `make demo`, as the README shows it, and are not to wait until it is built.
 test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
+
+# What it costs: a table, and bench.json. QUICK=1 takes a minute, otherwise it is a quarter of an hour. See BENCHMARKS.md.
+bench: build
+	@.ci/setup bench
+	tests/bench/run $(CALLGATE) $(if $(QUICK),--quick)
 
 lint:
 	@.ci/setup test

@@ -7,7 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,17 +20,17 @@ use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
-use crate::control::{Control, Request};
+use crate::control::{self as orders, Control, Request};
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
 use crate::enforce::unheard::{Turn, Unheard};
-use crate::enforce::waiting::{self, Room};
+use crate::enforce::waiting::{self, Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::{self, Caller};
+use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -42,11 +42,12 @@ use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::reload::{Candidate, Origin};
-use crate::sys::credentials::{Identity, Own};
+use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp, socket};
+use crate::wrap;
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -93,7 +94,7 @@ struct Office {
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
-    callers: Callers,
+    callers: Arc<Callers>,
     unheard: Unheard,
     guardian: Option<u32>,
     relay: Relay,
@@ -102,6 +103,8 @@ struct Office {
 
 /// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
 const NO_SOCKET: u64 = 0;
+/// How many threads may wait at the same time; the others are for calls that don't.
+const SEATS: usize = relay::THREADS - 64;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
@@ -121,9 +124,11 @@ impl Supervision for Supervisor {
             origin: self.origin.take().context("begun twice")?,
             asked: self.asked,
             audit: self.policy.audit.clone(),
-            sighup: Mutex::new(self.policy.sighup),
+            under_way: Mutex::new(()),
+            passes_hang_ups_on: AtomicBool::new(self.policy.sighup == Sighup::PassOn),
+            hang_ups: AtomicU32::new(0),
         };
-        let room = Room::new()?;
+        let room = Room::new(SEATS)?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
             view,
@@ -138,12 +143,12 @@ impl Supervision for Supervisor {
             renewal,
             room,
             sockets: Sockets::default(),
-            callers: Callers::new(wanted.contains(EventKind::Exec)),
+            callers: Arc::new(Callers::new(wanted.contains(EventKind::Exec))),
             unheard: Unheard::default(),
             guardian,
             relay: Relay::new({
                 let office = Weak::clone(office);
-                move || office.upgrade().map_or(Ok(()), receive)
+                move || office.upgrade().map_or(Ok(()), one_more)
             }),
             over: AtomicBool::new(false),
         });
@@ -152,7 +157,9 @@ impl Supervision for Supervisor {
         let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
         thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
-            .and_then(|_| thread("callgate-relief").spawn(move || relieved.relay.relieve()))
+            .and_then(|_| {
+                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| relieved.callers.forget_the_dead()))
+            })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
         control(&office);
@@ -162,15 +169,26 @@ impl Supervision for Supervisor {
 
     fn hang_up(&mut self) -> bool {
         let Some((office, _)) = &self.running else { return false };
-        if *office.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner) == Sighup::PassOn {
+        if office.renewal.passes_hang_ups_on.load(SeqCst) {
             return false;
+        }
+        // Of many that come meanwhile the last one counts, and none of them takes a thread.
+        if office.renewal.hang_ups.fetch_add(1, SeqCst) > 0 {
+            return true;
         }
         let ours = Arc::clone(office);
         // Plugins are compiled, which may take a while, and the main thread has to look after the command.
         let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
-            let _ = ours.renew(Request::Reload);
+            loop {
+                let so_far = ours.renewal.hang_ups.load(SeqCst);
+                let _ = ours.renew(Request::Reload);
+                if ours.renewal.hang_ups.fetch_sub(so_far, SeqCst) == so_far {
+                    break;
+                }
+            }
         });
         if let Err(error) = started {
+            office.renewal.hang_ups.store(0, SeqCst);
             tracing::error!("the policy is not read again, there is no thread for it: {error}");
         }
         true
@@ -196,8 +214,12 @@ struct Renewal {
     origin: Origin,
     asked: Option<(Mode, &'static str)>,
     audit: AuditSettings,
-    /// Of the policy in force.
-    sighup: Mutex<Sighup>,
+    /// Held while another policy is put into force: one at a time.
+    under_way: Mutex<()>,
+    /// Whether the policy in force leaves SIGHUP to the command. The main thread asks, which waits for nobody.
+    passes_hang_ups_on: AtomicBool,
+    /// How often the policy is still to be read again.
+    hang_ups: AtomicU32,
 }
 
 /// Takes orders from outside of the workload, where it can be told who gives them.
@@ -221,9 +243,8 @@ impl Office {
     /// Puts another policy into force, if all of it is well. Says what came of it.
     fn renew(&self, request: Request) -> Result<String> {
         let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
-        // One at a time; the lock is also what a policy in force is.
-        let mut sighup = self.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, &mut sighup, by));
+        let _alone = self.renewal.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, by));
         match &renewed {
             Ok(said) => tracing::info!("{said}"),
             Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
@@ -234,19 +255,13 @@ impl Office {
     fn candidate(&self, request: Request) -> Result<Candidate> {
         let Renewal { engine, origin, asked, .. } = &self.renewal;
         let (policy, source) = match request {
-            Request::Reload => {
-                let workload = Identity {
-                    capabilities: self.own.identity.capabilities & !self.own.withheld,
-                    ..self.own.identity.clone()
-                };
-                origin.read_again(&workload)?
-            }
+            Request::Reload => origin.read_again(&wrap::workload()?)?,
             Request::Take(handed) => handed.read()?,
         };
         Candidate::load(engine, policy, source, *asked)
     }
 
-    fn put_into_force(&self, candidate: Candidate, sighup: &mut Sighup, by: &'static str) -> Result<String> {
+    fn put_into_force(&self, candidate: Candidate, by: &'static str) -> Result<String> {
         let Candidate { policy, mut chain, mode, source } = candidate;
         let wanted = chain.subscriptions();
         let missing: Vec<&str> =
@@ -272,10 +287,11 @@ impl Office {
         self.dry_run.store(mode == Mode::DryRun, SeqCst);
         drop(current);
         drop(old);
-        *sighup = policy.sighup;
-        let plugins: Vec<&str> = policy.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-        self.audit.reloaded(&Reloaded { mode, time_ms: now_ms(), policy: &source, by, plugins: &plugins });
-        Ok(format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", ")))
+        self.renewal.passes_hang_ups_on.store(policy.sighup == Sighup::PassOn, SeqCst);
+        let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
+        let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
+        self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
+        Ok(said)
     }
 
     fn mode(&self) -> Mode {
@@ -309,7 +325,15 @@ fn own_view() -> Result<View> {
     View::new(root, proc, outer.as_fd()).context("cannot use /proc")
 }
 
-/// Starts one more thread that receives notifications.
+/// Starts one more thread that receives notifications. Without it calls wait for those that there are; nothing is lost. But
+/// these must not all wait themselves.
+fn one_more(office: Arc<Office>) -> std::io::Result<()> {
+    let started = receive(Arc::clone(&office));
+    // The one that is not there has been counted already.
+    office.room.limit(if started.is_ok() { SEATS } else { office.relay.threads().saturating_sub(3) });
+    started
+}
+
 fn receive(office: Arc<Office>) -> std::io::Result<()> {
     std::thread::Builder::new().name("callgate-call".into()).stack_size(STACK).spawn(move || {
         process::own_directory();
@@ -368,19 +392,27 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
-        let _turn = self.turn(notification);
+        let Ok(_turn) = self.turn(notification) else { return None };
+        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let why = format!("the caller cannot be looked at ({error}); the supervisor may need CAP_SYS_PTRACE");
-                return Some(self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM));
+                let may_need = match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "",
+                    _ => "; the supervisor may need CAP_SYS_PTRACE",
+                };
+                let why = format!("the caller cannot be looked at ({error}){may_need}");
+                let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
+                if answer == Answer::Continue && may_be_exec {
+                    self.callers.misses_an_exec();
+                }
+                return Some(answer);
             }
         };
         let answer = self.answer_to(&caller, notification);
-        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
-        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
         if answer == Some(Answer::Continue) && may_be_exec {
             drop(self.callers.exec(caller.pid));
         }
@@ -413,8 +445,17 @@ impl Office {
             }
             Err(errno) => Some(Answer::Errno(errno as i32)),
             Ok(Intercepted::Refused(name, errno)) => {
-                let why = format!("{name} would get past the network rules");
+                let why = match call {
+                    Call::Bypass("prctl") => {
+                        "the process would pass itself off as one that runs another program".to_owned()
+                    }
+                    _ => format!("{name} would get past the network rules"),
+                };
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
+            }
+            Ok(Intercepted::Event(Action::Connect(to), _)) if orders::is_name(&to.address) => {
+                let why = "who connects there would give orders to a supervisor, and pass for us";
+                Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why))
             }
             Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
             Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
@@ -431,15 +472,16 @@ impl Office {
     }
 
     /// Where a signal makes callers come again while their call is still being carried out: their turn, one at a time.
-    fn turn(&self, notification: &Notification) -> Option<Turn<'_>> {
+    fn turn(&self, notification: &Notification) -> Result<Option<Turn<'_>>, Over> {
         if self.listener.keeps_callers() || notification.tid == 0 {
-            return None;
+            return Ok(None);
         }
-        let turn = self.unheard.turn(&self.room, notification.tid, notification.id);
+        let goes_on = || self.listener.is_valid(notification.id);
+        let turn = self.unheard.turn(&self.room, notification.tid, notification.id, goes_on).ok_or(Over::Gone)?;
         // What is verified waits for its caller's end of the call, with which it may be in the next already.
         let is_verified =
             matches!(calls::call(notification.number), Some(Call::Execve | Call::Execveat | Call::Setgroups));
-        (!is_verified).then_some(turn)
+        Ok((!is_verified).then_some(turn))
     }
 
     /// Carries out a call, if that has not been done already without the caller hearing of it; see [`Unheard`]. `socket`
@@ -477,16 +519,16 @@ impl Office {
         outcome: fn(i32) -> Outcome,
     ) {
         let native = call.arch == seccomp::NATIVE_ARCH;
-        self.audit.refusal(&Refusal {
+        self.audit.refusal(Refusal {
             mode: self.mode(),
             time_ms: now_ms(),
-            ancestors: caller::ancestors(&self.view, subject.parent),
+            ancestors: self.callers.ancestors(&self.view, subject.parent),
             subject,
             call: native.then(|| calls::call(call.number)).flatten().map(|call| call.name()),
             number: call.number,
             architecture: call.arch,
-            rule,
-            reason,
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
             outcome: outcome(errno as i32),
         });
     }
@@ -496,8 +538,9 @@ impl Office {
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
-        let ancestors = caller::ancestors(&self.view, event.subject.parent);
-        self.audit.record(&Record { mode: self.mode(), event, ancestors, decision, outcome });
+        let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
+        let (event, decision) = (event.clone(), decision.clone());
+        self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     fn decide(
@@ -507,7 +550,8 @@ impl Office {
         program: Option<Arc<Program>>,
     ) -> (Event, Decision, Arc<LiveFacts>) {
         let subject = caller.subject(&self.view);
-        let facts = LiveFacts::new(&self.view, &self.background, caller, subject.parent, &action, program);
+        let facts =
+            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
@@ -527,7 +571,9 @@ impl Office {
             copy => (Some(copy), None),
         };
         let (event, decision, facts) = self.decide(caller, action, program.clone());
-        let errno = decision.errno(event.kind());
+        // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
+        let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
+        let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
         if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
@@ -568,6 +614,9 @@ impl Office {
         facts: &LiveFacts,
         id: u64,
     ) -> Option<Answer> {
+        if program.inexecutable {
+            return Some(Answer::Errno(libc::EACCES));
+        }
         if !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
@@ -665,7 +714,10 @@ impl Office {
     ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),
-            Performed::Gone => None,
+            Performed::Gone => {
+                self.callers.forget(caller);
+                None
+            }
             Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
                 let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);

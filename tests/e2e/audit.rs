@@ -205,3 +205,35 @@ fn a_shared_standard_error_that_was_made_non_blocking_loses_no_record() {
     crate::harness::wait(&mut child);
     assert_eq!(text.lines().filter(|line| line.contains(r#""outcome":"denied""#)).count(), 100);
 }
+
+/// Terminals obey also what JSON need not escape: the C1 set, DEL, and what turns the direction of the text.
+#[test]
+fn no_name_of_a_file_or_an_argument_makes_a_terminal_that_shows_the_log_do_anything() {
+    const TRICK: &str = "\u{9b}2J\x7f\u{202e}gpj\u{2066}\x1b]0;x\x07\r\u{2028}";
+    let fixture = Fixture::allowing(&["/bin/bash"]);
+    let program = fixture.path(TRICK);
+    fs::copy("/bin/true", &program).unwrap();
+    for format in ["json", "text"] {
+        let policy = json!({
+            "allow_executables": ["/bin/bash"],
+            "audit": { "sinks": [{ "to": "stderr", "format": format }] },
+        });
+        fs::write(fixture.policy(), policy.to_string()).unwrap();
+        // bash's own complaint is not ours.
+        let outcome = run(fixture
+            .callgate()
+            .args(["/bin/bash", "-c", "(exec \"$1\" \"$1\") 2>/dev/null; exit 0", "bash"])
+            .arg(&program));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        let line = outcome.stderr.strip_suffix('\n').unwrap();
+        let shown = |c: char| {
+            !c.is_control() && !('\u{2028}'..='\u{202e}').contains(&c) && !('\u{2066}'..='\u{2069}').contains(&c)
+        };
+        assert!(line.chars().all(shown), "{format}: {line:?}");
+        if format == "json" {
+            let record: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(record["file"]["path"], program.to_str().unwrap());
+            assert_eq!(record["arguments"][0], program.to_str().unwrap());
+        }
+    }
+}

@@ -966,3 +966,30 @@ fn programs_under_strace_and_gdb_run_as_the_list_says() {
         assert_eq!(record["rule"], "executables.denied", "{record}");
     }
 }
+
+#[test]
+fn a_denied_file_that_nobody_may_execute_is_recorded_and_fails_as_without_us() {
+    let fixture = Fixture::allowing(&[]);
+    let (plain, script) = (fixture.path("plain"), fixture.path("script"));
+    fs::write(&plain, "#!/bin/bash\n").unwrap();
+    fs::write(&script, format!("#!{}\n", plain.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    for (allowed, denied) in [(json!([]), 3), (json!([&plain, &script]), 0)] {
+        let mut list = vec![json!("/bin/bash"), json!(format!("sha256:{}", "0".repeat(64)))];
+        list.extend(allowed.as_array().unwrap().clone());
+        let _ = fs::remove_file(fixture.path("records"));
+        let records = format!("file:{}", fixture.path("records").display());
+        let policy = json!({ "allow_executables": list, "audit": { "sinks": [records] } });
+        fs::write(fixture.policy(), policy.to_string()).unwrap();
+        // What waits for a reader is not read, although a digest would tell whether it is listed.
+        let line = format!("for f in {} {} /proc/kmsg; do (exec $f); echo $?; done", plain.display(), script.display());
+        let outcome = fixture.bash(&line);
+        assert_eq!(outcome.stdout, "126\n126\n126\n", "{outcome:?}");
+        assert!(!outcome.stderr.contains("not permitted"), "{outcome:?}");
+        let records = fixture.records();
+        let files: Vec<_> = records.iter().map(|record| record["file"]["path"].as_str().unwrap()).collect();
+        let expected = [plain.to_str().unwrap(), script.to_str().unwrap(), "/proc/kmsg"];
+        assert_eq!(files, if denied == 3 { &expected[..] } else { &expected[2..] });
+        assert!(records.iter().all(|record| record["errno"]["name"] == "EACCES"), "{records:?}");
+    }
+}

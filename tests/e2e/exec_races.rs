@@ -495,7 +495,7 @@ const TRACER: &str = r#"
 #include <time.h>
 #include <unistd.h>
 extern char **environ;
-static const char *mode; static struct { atomic_int stop; char path[32]; } *shared; static char *arguments[] = { "name", NULL };
+static const char *mode; static struct { atomic_int stop, going; char path[32]; } *shared; static char *arguments[] = { "name", NULL };
 static int is(const char *name) { return !strcmp(mode, name); }
 static void *burns(void *unused) { for (volatile long i = 0;; i++) {} return unused; }
 static void tracee(int begin) { /* its tracer may be gone before it has begun */
@@ -503,7 +503,7 @@ static void tracee(int begin) { /* its tracer may be gone before it has begun */
     if (is("busy")) for (int i = 0; i < 3; i++) pthread_create(&thread, NULL, burns, NULL);
     if (is("blocked")) sigprocmask(SIG_BLOCK, &all, NULL);
     if (is("traceme") || is("busy") || is("blocked") || is("vfork")) ptrace(PTRACE_TRACEME, 0, 0, 0); else if (read(begin, &byte, 1) != 1) _exit(0);
-    execve(shared->path, arguments, environ); _exit(errno == EACCES ? 0 : 100 + errno);
+    shared->going = 1; execve(shared->path, arguments, environ); _exit(errno == EACCES ? 0 : 100 + errno);
 }
 static void tracer(void) {
     int begin[2], status; if (pipe(begin)) _exit(9);
@@ -520,9 +520,9 @@ static void tracer(void) {
 static void *traces(void *unused) { tracer(); return unused; }
 /* The process of the tracer is ended by an exec of its other thread. */
 static void sibling(void) {
-    pthread_t thread; struct timespec t = { 0, rand() % 1500000 };
-    pthread_create(&thread, NULL, traces, NULL);
-    nanosleep(&t, NULL);
+    pthread_t thread; long spin = rand() % 300000;
+    shared->going = 0; pthread_create(&thread, NULL, traces, NULL);
+    while (!shared->going) {} while (spin--) __asm__ volatile("");
     execve("./good", arguments, environ); _exit(7);
 }
 int main(int argc, char **argv) {

@@ -5,12 +5,14 @@ mod harness;
 
 mod audit;
 mod bypass;
+mod callers;
 mod cli;
 mod container;
-#[cfg(feature = "ctl")]
 mod ctl;
 mod exec;
 mod exec_races;
+mod exhaustion;
+mod guide;
 mod launch;
 mod network;
 mod network_races;
@@ -22,6 +24,8 @@ mod readme;
 mod reload;
 mod review_exec;
 mod review_network;
+mod review_today;
+mod samples;
 mod supervisor;
 mod terminal;
 mod users;

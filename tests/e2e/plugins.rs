@@ -209,31 +209,6 @@ fn a_configuration_that_a_plugin_refuses_is_explained_in_the_policy() {
     }
 }
 
-#[test]
-fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
-    let guide = fs::read_to_string(repository("sdk/README.md")).unwrap();
-    let block = |language: &str| {
-        let (_, rest) = guide.split_once(&format!("```{language}\n")).unwrap();
-        rest.split_once("\n```").unwrap().0.to_owned()
-    };
-    let fixture = Fixture::new(serde_json::from_str(&block("json")).unwrap());
-    fs::create_dir(fixture.path("src")).unwrap();
-    let here = format!("callgate-sdk = {{ path = {:?} }}", repository("sdk"));
-    let manifest = block("toml").replace("callgate-sdk = \"0.1\"", &here) + "\n[workspace]\n";
-    fs::write(fixture.path("Cargo.toml"), manifest).unwrap();
-    fs::write(fixture.path("src/lib.rs"), block("rust")).unwrap();
-    // The versions that are here already.
-    fs::copy(repository("Cargo.lock"), fixture.path("Cargo.lock")).unwrap();
-    let target = Path::new(env!("OUT_DIR")).join("wasm");
-    let component = component::build(&fixture.path(""), "no-miners", &target).unwrap();
-    fs::write(fixture.path("no-miners.wasm"), component).unwrap();
-    let outcome = fixture.run(&["/bin/echo", "stratum+tcp"]);
-    assert_eq!(outcome.code(), 126, "{outcome:?}");
-    let outcome = fixture.bash("a=stratum; echo $a+tcp; /bin/echo $a+tcp; echo $?");
-    assert_eq!(outcome.stdout, "stratum+tcp\n126\n", "{outcome:?}");
-    assert_eq!(fixture.records()[1]["rule"], "no-miners.word");
-}
-
 /// The plugin of `tests/plugins/hostile.wat`, with these in their places.
 pub fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
     let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();

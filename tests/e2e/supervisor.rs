@@ -329,3 +329,41 @@ fn an_empty_root_is_enough() {
     assert_eq!((outcome.code(), outcome.stdout.as_str()), (125, ""), "{outcome:?}");
     assert!(outcome.stderr.contains("there is no /proc"), "{outcome:?}");
 }
+
+/// What somebody in a container can do to a process beside it, of the same user.
+const OUTSIDER: &str = r#"
+import ctypes, os, signal
+victim = int(open(os.environ["VICTIM"]).read())
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, work):
+    try: print(name, "yes" if work() else "no")
+    except OSError: print(name, "no")
+attempt("write", lambda: open(f"/proc/{victim}/mem", "r+b", 0).fileno() > 0)
+attempt("descriptor", lambda: libc.syscall(438, os.pidfd_open(victim), 0, 0) >= 0)
+attempt("trace", lambda: libc.ptrace(0x4206, victim, 0, 0) == 0)
+attempt("signal", lambda: os.kill(victim, 0) is None)
+child = os.fork()
+if child == 0: signal.pause()
+attempt("its own", lambda: libc.ptrace(0x4206, child, 0, 0) == 0 and os.kill(child, 9) is None)
+"#;
+
+#[test]
+fn processes_that_come_from_outside_are_out_of_the_workloads_reach() {
+    let fixture = Fixture::allowing(&["/"]);
+    let victim = fixture.path("victim");
+    let outsider = |wrapped: bool| {
+        let callgate = format!("{CALLGATE} --policy {} ", fixture.policy().display());
+        let line = format!(
+            "sleep 100 & echo $! >{}; exec {}python3 -c \"$1\"",
+            victim.display(),
+            if wrapped { &callgate } else { "" }
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", &line, "-", OUTSIDER]);
+        let outcome = run(command.env("VICTIM", &victim));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        outcome.stdout
+    };
+    assert_eq!(outsider(false), "write yes\ndescriptor yes\ntrace yes\nsignal yes\nits own yes\n");
+    assert_eq!(outsider(true), "write no\ndescriptor no\ntrace no\nsignal no\nits own yes\n");
+}

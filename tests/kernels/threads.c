@@ -6,7 +6,7 @@
  * bind connect udp sendto sendmsg stream accept spawn   ROUNDS of the call while signals (SA_RESTART) come all the time
  * pidfd-self   a process sends itself a signal by its descriptor   sigpipe  a stream whose reader is gone
  * unix-bind    a socket with a relative path
- * Exit 0 and `right: …`, or 1 and `wrong: …` if a signal or a thread was noticed in more than one of 300 rounds: now and then
+ * Exit 0 and `right: …`, or 1 and `wrong: …` if a signal or a thread was noticed in more than one of 100 rounds: now and then
  * a kernel before 5.19 takes an answer and drops it (SECURITY.md, `restart-free`). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,7 +32,7 @@ static const char *mode;
 static int is(const char *m) { return !strcmp(mode, m); }
 static void bad(const char *what, int round) { if (!wrong++) snprintf(said, sizeof said, "%s in round %d: %s", what, round, strerror(errno)); }
 __attribute__((noreturn)) static void end(void) {
-    int noticed = wrong * 300 > rounds;
+    int noticed = wrong * 100 > rounds;
     printf("%s: %s: %d of %d rounds: %s\n", noticed ? "wrong" : "right", mode, wrong, rounds, said);
     fflush(stdout);
     _exit(noticed);

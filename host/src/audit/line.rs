@@ -156,7 +156,7 @@ struct ReloadedLine<'a> {
     /// How it came: `read again` or `handed over`.
     by: &'a str,
     /// Its plugins.
-    plugins: &'a [&'a str],
+    plugins: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -169,7 +169,7 @@ struct LostLine<'a> {
 }
 
 /// One JSON object, and a newline.
-pub(super) fn json(record: &Record<'_>, number: u64) -> String {
+pub(super) fn json(record: &Record, number: u64) -> String {
     let Record { event, decision, .. } = record;
     let denial = decision.denial.as_ref();
     let (outcome, errno) = outcome(record.outcome);
@@ -193,7 +193,7 @@ pub(super) fn json(record: &Record<'_>, number: u64) -> String {
 }
 
 /// One JSON object, and a newline.
-pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
+pub(super) fn refusal_json(refusal: &Refusal, number: u64) -> String {
     let (outcome, errno) = outcome(refusal.outcome);
     let what = RefusalLine {
         event: "call",
@@ -205,27 +205,27 @@ pub(super) fn refusal_json(refusal: &Refusal<'_>, number: u64) -> String {
         outcome,
         errno,
         plugin: "callgate",
-        rule: refusal.rule,
-        reason: refusal.reason,
+        rule: &refusal.rule,
+        reason: &refusal.reason,
     };
     line(refusal.time_ms, number, refusal.mode, What::Refusal(Box::new(what)))
 }
 
 /// One JSON object, and a newline.
-pub(super) fn reloaded_json(reloaded: &Reloaded<'_>, number: u64) -> String {
+pub(super) fn reloaded_json(reloaded: &Reloaded, number: u64) -> String {
     let digest = Sha256::digest(reloaded.policy.text.as_bytes());
     let what = ReloadedLine {
         event: "policy-reloaded",
         policy: reloaded.policy.path.display().to_string(),
         sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         by: reloaded.by,
-        plugins: reloaded.plugins,
+        plugins: &reloaded.plugins,
     };
     line(reloaded.time_ms, number, reloaded.mode, What::Reloaded(what))
 }
 
 /// One line for a person.
-pub(super) fn reloaded_text(reloaded: &Reloaded<'_>, colour: bool) -> String {
+pub(super) fn reloaded_text(reloaded: &Reloaded, colour: bool) -> String {
     let Reloaded { mode, policy, by, .. } = reloaded;
     end(format!("callgate: policy {} is in force ({by}; {mode})", plain(&policy.path.display().to_string())), colour)
 }
@@ -233,8 +233,26 @@ pub(super) fn reloaded_text(reloaded: &Reloaded<'_>, colour: bool) -> String {
 fn line(time_ms: u64, record: u64, mode: Mode, what: What<'_>) -> String {
     let line = Line { schema: SCHEMA, time: time(time_ms), record, mode, what };
     // Nothing in it can fail to become JSON: keys are strings, numbers are finite.
-    let mut text = serde_json::to_string(&line).unwrap_or_default();
+    let text = serde_json::to_string(&line).unwrap_or_default();
+    let mut text = if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) { text } else { escaped(&text) };
     text.push('\n');
+    text
+}
+
+/// JSON escapes what is below a blank; a log is read on terminals, and they obey more. Such a character can only be in a
+/// string.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if misleads(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        } else {
+            text.push(c);
+        }
+    }
     text
 }
 
@@ -249,8 +267,8 @@ fn outcome(outcome: Outcome) -> (&'static str, Option<ErrnoLine>) {
 }
 
 /// One line for a person.
-pub(super) fn text(record: &Record<'_>, colour: bool) -> String {
-    let decision = record.decision;
+pub(super) fn text(record: &Record, colour: bool) -> String {
+    let decision = &record.decision;
     let mut line = begin(record.outcome, colour);
     line.push_str(&plain(&format!("{} by {}", what(&record.event.action), who(&record.event.subject))));
     if let Some(denial) = &decision.denial {
@@ -269,11 +287,11 @@ pub(super) fn text(record: &Record<'_>, colour: bool) -> String {
 }
 
 /// One line for a person.
-pub(super) fn refusal_text(refusal: &Refusal<'_>, colour: bool) -> String {
+pub(super) fn refusal_text(refusal: &Refusal, colour: bool) -> String {
     let mut line = begin(refusal.outcome, colour);
     let call = refusal.call.map_or_else(|| format!("system call {}", refusal.number), str::to_owned);
     let _ = write!(line, "{}", plain(&format!("{call} by {}", who(&refusal.subject))));
-    let _ = write!(line, ": {} [callgate {}]", plain(refusal.reason), refusal.rule);
+    let _ = write!(line, ": {} [callgate {}]", plain(&refusal.reason), refusal.rule);
     end(line, colour)
 }
 
@@ -294,13 +312,21 @@ fn end(mut line: String, terminal: bool) -> String {
 }
 
 /// That records were lost.
-pub(super) fn lost(mode: Mode, number: u64, lost: &[(&str, u64)], as_text: bool) -> String {
+pub(super) fn lost(mode: Mode, number: u64, lost: &[(String, u64)], as_text: bool) -> String {
     if as_text {
         let each: Vec<String> = lost.iter().map(|(sink, count)| format!("{count} for {sink}")).collect();
         return format!("callgate: records were lost: {}\n", plain(&each.join(", ")));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    line(now, number, mode, What::Lost(LostLine { event: "records-lost", lost: lost.iter().copied().collect() }))
+    line(
+        now,
+        number,
+        mode,
+        What::Lost(LostLine {
+            event: "records-lost",
+            lost: lost.iter().map(|(sink, count)| (sink.as_str(), *count)).collect(),
+        }),
+    )
 }
 
 /// What was asked for, for a person.
@@ -324,9 +350,20 @@ pub(crate) fn who(subject: &Subject) -> String {
     format!("{name}[{}] (uid {})", subject.pid, subject.uid)
 }
 
-/// What a hostile process calls its files must not end the line, nor move the cursor.
+/// What a hostile process calls its files must not end the line, nor move the cursor, nor look like something else.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if misleads(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
+    }
+    plain
+}
+
+/// Characters that terminals obey instead of showing them (also those of the C1 set), and those that turn the direction of
+/// what stands around them or break the line (Unicode Standard Annex 9; Technical Report 36, 2.10.5).
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 fn time(milliseconds: u64) -> String {
@@ -358,29 +395,33 @@ mod tests {
     #[test]
     fn a_hostile_name_cannot_forge_a_line() {
         let (event, decision) = record("/tmp/x\ncallgate: all is well\x1b[2K");
-        let record = Record {
-            mode: Mode::Enforce,
-            event: &event,
-            ancestors: vec![],
-            decision: &decision,
-            outcome: Outcome::Denied(13),
-        };
+        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
         for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_name_makes_a_terminal_do_anything(path: String, kind in 0..6, at in 0..9_usize) {
+            let trick = ["\u{9b}2J", "\x7f", "\u{202e}", "\u{2028}", "\x1b]0;x\x07", "\r"][kind];
+            let path: String = path.chars().take(at).chain(trick.chars()).chain(path.chars().skip(at)).collect();
+            let (event, decision) = record(&path);
+            let record = Record { mode: Mode::Enforce, event: &event, ancestors: vec![], decision: &decision, outcome: Outcome::Denied(13) };
+            let json = json(&record, 1);
+            for line in [json.as_str(), &text(&record, false)] {
+                proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(misleads), "{:?}", line);
+            }
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            proptest::prop_assert_eq!(&read["file"]["path"], &path);
+        }
+    }
+
     #[test]
     fn a_record_says_who_what_and_why() {
         let (event, decision) = record("/usr/bin/whoami");
-        let record = Record {
-            mode: Mode::Enforce,
-            event: &event,
-            ancestors: vec![],
-            decision: &decision,
-            outcome: Outcome::Denied(13),
-        };
+        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
         let line: serde_json::Value = serde_json::from_str(&json(&record, 1)).unwrap();
         assert_eq!(line["event"], "exec");
         assert_eq!(line["file"]["path"], "/usr/bin/whoami");

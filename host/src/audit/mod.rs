@@ -1,6 +1,6 @@
 //! Records, sinks and back-pressure.
 //!
-//! Each sink has a queue and a thread of its own; the decision only writes the record down and puts it into the queues. A
+//! Each sink has a queue and a thread of its own, which writes down what the decision has put into the queue. A
 //! sink that does not keep up loses records, which are counted and said at the end, or, if the policy says so, holds up the
 //! calls that are to be recorded.
 //!
@@ -15,8 +15,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -25,7 +25,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
-use crate::event::{Event, Subject};
+use crate::event::{Action, Event, Subject};
 use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, Source, WhenFull};
 
 /// What became of a call.
@@ -44,22 +44,22 @@ pub enum Outcome {
 
 /// Everything that the audit log says about one event.
 #[derive(Debug, Clone)]
-pub struct Record<'a> {
+pub struct Record {
     /// The mode the decision was made in.
     pub mode: Mode,
     /// The event.
-    pub event: &'a Event,
+    pub event: Event,
     /// The subject's ancestors, parent first.
     pub ancestors: Vec<Subject>,
     /// The decision.
-    pub decision: &'a Decision,
+    pub decision: Decision,
     /// What became of the call.
     pub outcome: Outcome,
 }
 
 /// A call that the supervisor itself refuses, because it would be a way around or is aimed at us.
 #[derive(Debug, Clone)]
-pub struct Refusal<'a> {
+pub struct Refusal {
     /// The mode.
     pub mode: Mode,
     /// When the notification was received, in milliseconds since the Unix epoch.
@@ -75,26 +75,26 @@ pub struct Refusal<'a> {
     /// `AUDIT_ARCH_…` of the entry.
     pub architecture: u32,
     /// Our rule.
-    pub rule: &'a str,
+    pub rule: String,
     /// Why, in a sentence.
-    pub reason: &'a str,
+    pub reason: String,
     /// What became of the call.
     pub outcome: Outcome,
 }
 
 /// Another policy is in force.
 #[derive(Debug, Clone)]
-pub struct Reloaded<'a> {
+pub struct Reloaded {
     /// The mode from now on.
     pub mode: Mode,
     /// When, in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// The policy.
-    pub policy: &'a Source,
+    pub policy: Source,
     /// How it came.
     pub by: &'static str,
     /// The names of its plugins.
-    pub plugins: &'a [&'a str],
+    pub plugins: Vec<String>,
 }
 
 /// The audit log.
@@ -108,21 +108,90 @@ pub struct Audit {
 
 struct Queue {
     name: String,
-    text: bool,
-    colour: bool,
     lines: Mutex<Option<SyncSender<Item>>>,
     progress: Arc<Progress>,
 }
 
 enum Item {
-    Line(String),
+    /// With its number.
+    Entry(Arc<Entry>, u64),
     Flush(SyncSender<()>),
+}
+
+#[expect(clippy::large_enum_variant, reason = "behind an Arc, and nearly all are of the largest")]
+enum Entry {
+    Decision(Record),
+    Refusal(Refusal),
+    Reloaded(Reloaded),
+    /// How many records each sink has lost.
+    Lost(Mode, Vec<(String, u64)>),
+}
+
+impl Entry {
+    /// About how many bytes it takes while it waits.
+    fn size(&self) -> usize {
+        let Self::Decision(Record { event: Event { action, .. }, ancestors, .. }) = self else {
+            return size_of::<Self>();
+        };
+        let arguments = match action {
+            Action::Exec(exec) | Action::ExecFileless(exec) => exec.arguments.as_slice(),
+            _ => &[],
+        };
+        let strings = arguments.iter().map(|argument| size_of::<String>() + argument.len()).sum::<usize>();
+        let ancestors =
+            ancestors.iter().map(|ancestor| size_of::<Subject>() + ancestor.executable.len()).sum::<usize>();
+        // Paths, mostly, of which a record has some.
+        size_of::<Self>() + 1024 + strings + ancestors
+    }
+
+    fn line(&self, number: u64, text: bool, colour: bool) -> String {
+        match self {
+            Self::Decision(record) if text => line::text(record, colour),
+            Self::Decision(record) => line::json(record, number),
+            Self::Refusal(refusal) if text => line::refusal_text(refusal, colour),
+            Self::Refusal(refusal) => line::refusal_json(refusal, number),
+            Self::Reloaded(reloaded) if text => line::reloaded_text(reloaded, colour),
+            Self::Reloaded(reloaded) => line::reloaded_json(reloaded, number),
+            Self::Lost(mode, lost) => line::lost(*mode, number, lost, text),
+        }
+    }
 }
 
 #[derive(Default)]
 struct Progress {
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Bytes of the records that wait.
+    waiting: Mutex<usize>,
+    less: Condvar,
+}
+
+/// How many bytes all records that wait for a sink may take together. A record has arguments of up to 64 KiB; as many of
+/// those as there may be records would take all memory.
+const WAITING_MAX: usize = 32 << 20;
+
+impl Progress {
+    fn waiting(&self) -> MutexGuard<'_, usize> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a record of this length. Whether there is any; `when_full` says whether it is waited for.
+    fn makes_room(&self, length: usize, when_full: WhenFull) -> bool {
+        let mut waiting = self.waiting();
+        while *waiting > 0 && *waiting + length > WAITING_MAX {
+            if when_full == WhenFull::Drop {
+                return false;
+            }
+            waiting = self.less.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting += length;
+        true
+    }
+
+    fn gives_room_back(&self, length: usize) {
+        *self.waiting() -= length;
+        self.less.notify_all();
+    }
 }
 
 impl Audit {
@@ -136,7 +205,13 @@ impl Audit {
             let name = sink.to.to_string();
             let place = Place::open(&sink.to).with_context(|| format!("cannot open the audit sink {name}"))?;
             let terminal = place.is_terminal();
-            let writer = Writer { place, persistent: settings.when_full == WhenFull::Block };
+            let writer = Writer {
+                place,
+                persistent: settings.when_full == WhenFull::Block,
+                naps: settings.when_full == WhenFull::Drop && settings.queue >= Writer::LONG,
+                text: sink.format == Format::Text || sink.format == Format::Auto && terminal,
+                colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            };
             let (sender, lines) = sync_channel(settings.queue);
             let progress = Arc::new(Progress::default());
             let theirs = Arc::clone(&progress);
@@ -145,13 +220,7 @@ impl Audit {
                 .stack_size(256 << 10)
                 .spawn(move || writer.write_all(&lines, &theirs))
                 .context("cannot start a thread")?;
-            sinks.push(Queue {
-                name,
-                text: sink.format == Format::Text || sink.format == Format::Auto && terminal,
-                colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-                lines: Mutex::new(Some(sender)),
-                progress,
-            });
+            sinks.push(Queue { name, lines: Mutex::new(Some(sender)), progress });
         }
         Ok(Self { count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
     }
@@ -162,40 +231,39 @@ impl Audit {
     }
 
     /// Writes a record of a decision.
-    pub fn record(&self, record: &Record<'_>) {
-        self.put(|queue, n| if queue.text { line::text(record, queue.colour) } else { line::json(record, n) });
+    pub fn record(&self, record: Record) {
+        self.put(Entry::Decision(record));
     }
 
     /// Writes a record of a call that we refuse.
-    pub fn refusal(&self, refusal: &Refusal<'_>) {
-        self.put(
-            |queue, n| {
-                if queue.text { line::refusal_text(refusal, queue.colour) } else { line::refusal_json(refusal, n) }
-            },
-        );
+    pub fn refusal(&self, refusal: Refusal) {
+        self.put(Entry::Refusal(refusal));
     }
 
     /// Writes a record of another policy that is in force now.
-    pub fn reloaded(&self, reloaded: &Reloaded<'_>) {
-        self.put(|queue, n| {
-            if queue.text { line::reloaded_text(reloaded, queue.colour) } else { line::reloaded_json(reloaded, n) }
-        });
+    pub fn reloaded(&self, reloaded: Reloaded) {
+        self.put(Entry::Reloaded(reloaded));
     }
 
-    fn put(&self, line: impl Fn(&Queue, u64) -> String) {
+    fn put(&self, entry: Entry) {
         let number = self.count.fetch_add(1, Relaxed) + 1;
+        let size = entry.size();
+        let entry = Arc::new(entry);
         for queue in &self.sinks {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(sender) = sender else { continue };
-            let item = Item::Line(line(queue, number));
+            let item = Item::Entry(Arc::clone(&entry), number);
+            let room = queue.progress.makes_room(size, self.when_full);
             let lost = match self.when_full {
-                WhenFull::Drop => {
-                    matches!(sender.try_send(item), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
-                }
+                _ if !room => true,
+                WhenFull::Drop => sender.try_send(item).is_err(),
                 WhenFull::Block => sender.send(item).is_err(),
             };
             if lost {
                 queue.progress.dropped.fetch_add(1, Relaxed);
+            }
+            if lost && room {
+                queue.progress.gives_room_back(size);
             }
         }
     }
@@ -207,7 +275,7 @@ impl Audit {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (done, wait) = sync_channel(1);
             if let Some(sender) = sender
-                && sender.try_send(Item::Flush(done)).is_ok()
+                && send_until(&sender, Item::Flush(done), deadline)
             {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
@@ -219,17 +287,17 @@ impl Audit {
 
     /// Says what was lost, and waits for the sinks, for `most` at the most.
     pub fn finish(&self, mode: Mode, most: Duration) {
-        let lost: Vec<(&str, u64)> = self
+        let lost: Vec<(String, u64)> = self
             .sinks
             .iter()
             .map(|queue| {
                 let progress = &queue.progress;
-                (queue.name.as_str(), progress.dropped.load(Relaxed) + progress.failed.load(Relaxed))
+                (queue.name.clone(), progress.dropped.load(Relaxed) + progress.failed.load(Relaxed))
             })
             .filter(|(_, count)| *count > 0)
             .collect();
         if !lost.is_empty() {
-            self.put(|queue, n| line::lost(mode, n, &lost, queue.text));
+            self.put(Entry::Lost(mode, lost));
         }
         self.flush(most);
         for queue in &self.sinks {
@@ -238,11 +306,28 @@ impl Audit {
     }
 }
 
+/// Whether there was room in the queue in time.
+fn send_until(sender: &SyncSender<Item>, mut item: Item, deadline: Instant) -> bool {
+    const SOON: Duration = Duration::from_micros(200);
+    loop {
+        match sender.try_send(item) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(back)) if Instant::now() < deadline => item = back,
+            Err(_) => return false,
+        }
+        std::thread::sleep(SOON);
+    }
+}
+
 /// Writes one sink's lines, on a thread of its own.
 struct Writer {
     place: Place,
     /// Whether a line that cannot be written is tried again until it can: the policy wants no record lost.
     persistent: bool,
+    /// Whether it may sleep while the queue fills.
+    naps: bool,
+    text: bool,
+    colour: bool,
 }
 
 impl Writer {
@@ -250,24 +335,42 @@ impl Writer {
     const FIRST: Duration = Duration::from_millis(10);
     const LONGEST: Duration = Duration::from_secs(1);
 
+    /// How long it sleeps when all is written: whoever records something meanwhile need not wake it, which costs more than
+    /// recording.
+    const NAP: Duration = Duration::from_millis(1);
+    /// A queue in which there is room for what comes in that time.
+    const LONG: usize = 1024;
+
     fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
-        for item in lines {
-            match item {
-                Item::Line(line) => {
-                    let mut pause = Self::FIRST;
-                    while let Err(error) = self.place.write(line.as_bytes()) {
-                        if !self.persistent {
-                            progress.failed.fetch_add(1, Relaxed);
-                            break;
-                        }
-                        tracing::warn!(%error, "a record cannot be written; it will be tried again");
-                        std::thread::sleep(pause);
-                        pause = (pause * 2).min(Self::LONGEST);
+        for first in lines {
+            self.take(first, progress);
+            while let Ok(next) = lines.try_recv() {
+                self.take(next, progress);
+            }
+            if self.naps {
+                std::thread::sleep(Self::NAP);
+            }
+        }
+    }
+
+    fn take(&mut self, item: Item, progress: &Progress) {
+        match item {
+            Item::Entry(entry, number) => {
+                let line = entry.line(number, self.text, self.colour);
+                let mut pause = Self::FIRST;
+                while let Err(error) = self.place.write(line.as_bytes()) {
+                    if !self.persistent {
+                        progress.failed.fetch_add(1, Relaxed);
+                        break;
                     }
+                    tracing::warn!(%error, "a record cannot be written; it will be tried again");
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Self::LONGEST);
                 }
-                Item::Flush(done) => {
-                    let _ = done.send(());
-                }
+                progress.gives_room_back(entry.size());
+            }
+            Item::Flush(done) => {
+                let _ = done.send(());
             }
         }
     }

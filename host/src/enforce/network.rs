@@ -1,7 +1,7 @@
 //! connect, bind, listen, accept and send, performed on the caller's own socket from the private copy.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
@@ -95,7 +95,9 @@ impl Desk<'_> {
     ) -> Result<io::Result<T>, Performed> {
         loop {
             let result = {
-                let _seat = self.room.enter(self.id, self.caller);
+                let Some(_seat) = self.room.enter(self.id, self.caller, held.fd.as_fd()) else {
+                    return Err(Performed::Answer(Answer::Errno(libc::ENOBUFS)));
+                };
                 call()
             };
             if result.as_ref().err().and_then(io::Error::raw_os_error) != Some(libc::EINTR) {
@@ -348,7 +350,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
         let result = if wait {
             match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
                 Ok(result) => result,
-                Err(Performed::Interrupted { .. } | Performed::Gone) if sending.sent > 0 => Ok(0),
+                Err(_) if sending.sent > 0 => Ok(0),
                 Err(performed) => return performed,
             }
         } else {

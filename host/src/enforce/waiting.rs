@@ -7,12 +7,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::ptrace;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
@@ -63,6 +66,9 @@ pub struct Room {
     inner: Mutex<Inner>,
     epoll: Epoll,
     bell: EventFd,
+    seats: AtomicUsize,
+    /// From this descriptor on there are too few left to wait with one.
+    descriptors: u64,
 }
 
 #[derive(Debug, Default)]
@@ -97,27 +103,49 @@ impl Drop for Seat<'_> {
 }
 
 impl Room {
-    /// An empty one.
+    /// An empty one, for so many, of whom three quarters of the process's descriptors are enough.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(seats: usize) -> io::Result<Self> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
-        Ok(Self { inner: Mutex::default(), epoll, bell })
+        Ok(Self {
+            inner: Mutex::default(),
+            epoll,
+            bell,
+            seats: AtomicUsize::new(seats),
+            descriptors: limit - limit / 4,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the calling thread is interrupted when the caller's wait has to end.
-    pub fn enter(&self, id: u64, caller: &Arc<Caller>) -> Seat<'_> {
+    /// From now on there is room for so many.
+    pub fn limit(&self, seats: usize) {
+        self.seats.store(seats, Relaxed);
+    }
+
+    /// From now on the calling thread is interrupted when the caller's wait has to end. `None` if all seats are taken: who
+    /// waited all the same would keep a thread of ours, or descriptors, from calls that need not wait. `socket` is what it
+    /// waits with; since a descriptor gets the lowest free number, that says how many there are.
+    pub fn enter(&self, id: u64, caller: &Arc<Caller>, socket: BorrowedFd<'_>) -> Option<Seat<'_>> {
         let since = Instant::now();
         let next = since + FIRST;
         let (thread, caller) = (interruption::own_thread(), Arc::clone(caller));
         let mut inner = self.lock();
+        let crowded = inner.calls.len() >= self.seats.load(Relaxed);
+        if crowded || socket.as_raw_fd() as u64 >= self.descriptors {
+            static SAID: Once = Once::new();
+            let waiting = inner.calls.len();
+            drop(inner);
+            SAID.call_once(|| tracing::warn!("{waiting} calls wait already: more are refused (ENOBUFS)"));
+            return None;
+        }
         inner.calls.insert(id, Waiting { thread, caller, since, next, watched: false });
         inner.newcomer = true;
         let wake = inner.asleep_until.is_some_and(|until| until > next);
@@ -128,7 +156,7 @@ impl Room {
         if wake {
             let _ = self.bell.write(1);
         }
-        Seat { room: self, id }
+        Some(Seat { room: self, id })
     }
 
     /// Ends the wait for this notification at once, if somebody sits here for it. It has to be asked for again until it is

@@ -39,7 +39,7 @@ pub(super) struct Thread {
     exact: bool,
     /// The memory that it had when this was opened: after an exec it has another, and this one may still be somebody
     /// else's.
-    memory: Arc<fs::File>,
+    memory: OnceLock<fs::File>,
     executable: Mutex<Option<Arc<Executable>>>,
 }
 
@@ -74,7 +74,7 @@ pub struct Caller {
     uid: u32,
     gid: u32,
     thread: Arc<Thread>,
-    memory: Arc<fs::File>,
+    memory: OnceLock<fs::File>,
     /// Whether it has made no exec since it was looked at first.
     same_memory: bool,
     status: OnceLock<Status>,
@@ -86,7 +86,6 @@ impl Thread {
     fn open(view: &View, tid: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(view.proc(), tid.to_string().as_str(), flags, Mode::empty())?;
-        let memory = open_memory(directory.as_fd())?;
         let (pidfd, exact) = match pidfd::open(tid, Target::Thread) {
             Ok(pidfd) => (pidfd, true),
             Err(_) => {
@@ -94,12 +93,14 @@ impl Thread {
                 (pidfd::open(leader, Target::Process)?, leader == tid)
             }
         };
-        Ok(Self { directory, pidfd, exact, memory, executable: Mutex::default() })
+        Ok(Self { directory, pidfd, exact, memory: OnceLock::new(), executable: Mutex::default() })
     }
-}
 
-fn open_memory(directory: BorrowedFd<'_>) -> io::Result<Arc<fs::File>> {
-    Ok(Arc::new(openat(directory, "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?.into()))
+    /// Whether it has ended, and its end has been seen by whoever had to.
+    pub(super) fn is_dead(&self) -> bool {
+        // Nothing of the directory of a task that is no more can be found (`pid_revalidate`, fs/proc/base.c).
+        fstatat(&self.directory, "status", AtFlags::empty()).is_err()
+    }
 }
 
 impl Caller {
@@ -108,22 +109,19 @@ impl Caller {
     /// # Errors
     /// It is gone, or we may not look at it (ptrace(2), access mode checking).
     pub fn read(view: &View, tid: u32) -> io::Result<Self> {
-        let thread = Thread::open(view, tid)?;
-        let memory = Arc::clone(&thread.memory);
-        Self::of(tid, Arc::new(thread), memory, true)
+        let caller = Self::look(view, tid)?;
+        caller.memory()?;
+        Ok(caller)
     }
 
-    /// The same of a thread that was looked at before. `same_memory`: it has made no exec since.
-    ///
-    /// # Errors
-    /// It is gone; and its number may be another's.
-    pub(super) fn read_again(tid: u32, thread: &Arc<Thread>, same_memory: bool) -> io::Result<Self> {
-        let memory = if same_memory { Arc::clone(&thread.memory) } else { open_memory(thread.directory.as_fd())? };
-        Self::of(tid, Arc::clone(thread), memory, same_memory)
+    /// The same, of which no memory will be read.
+    pub(super) fn look(view: &View, tid: u32) -> io::Result<Self> {
+        Self::look_again(tid, Arc::new(Thread::open(view, tid)?), true)
     }
 
-    /// Asks the kernel through the thread's own descriptors, so that this fails if it is no more.
-    fn of(tid: u32, thread: Arc<Thread>, memory: Arc<fs::File>, same_memory: bool) -> io::Result<Self> {
+    /// The same of a thread that was looked at before. The kernel is asked through the thread's own descriptors, so that
+    /// this fails if it is no more. `same_memory`: it has made no exec since.
+    pub(super) fn look_again(tid: u32, thread: Arc<Thread>, same_memory: bool) -> io::Result<Self> {
         let (info, status) = match pidfd::info(thread.pidfd.as_fd()) {
             Ok(info) if info.tid == tid => (info, OnceLock::new()),
             _ => {
@@ -139,7 +137,7 @@ impl Caller {
             uid: info.uid,
             gid: info.gid,
             thread,
-            memory,
+            memory: OnceLock::new(),
             same_memory,
             status,
             root: OnceLock::new(),
@@ -165,6 +163,16 @@ impl Caller {
         self.thread.pidfd.as_fd()
     }
 
+    /// Its memory, opened if need be.
+    pub(super) fn memory(&self) -> io::Result<&fs::File> {
+        let place = if self.same_memory { &self.thread.memory } else { &self.memory };
+        if place.get().is_none() {
+            let memory = openat(self.directory(), "mem", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+            let _ = place.set(memory.into());
+        }
+        place.get().ok_or_else(|| Errno::ESRCH.into())
+    }
+
     pub(super) fn thread(&self) -> &Arc<Thread> {
         &self.thread
     }
@@ -174,9 +182,10 @@ impl Caller {
     /// Through `/proc/PID/mem` and not process_vm_readv(2): a page registered with userfaultfd(2) then ends the read
     /// instead of holding the reader.
     pub fn copy_some(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let Ok(memory) = self.memory() else { return 0 };
         let mut done = 0;
         while done < buffer.len() {
-            match self.memory.read_at(&mut buffer[done..], address.wrapping_add(done as u64)) {
+            match memory.read_at(&mut buffer[done..], address.wrapping_add(done as u64)) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -225,7 +234,7 @@ impl Caller {
     /// # Errors
     /// `EFAULT`.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
-        self.memory.write_all_at(data, address).map_err(|_| Errno::EFAULT)
+        self.memory().and_then(|memory| memory.write_all_at(data, address)).map_err(|_| Errno::EFAULT)
     }
 
     /// A copy of one of the caller's descriptors.
@@ -404,28 +413,6 @@ impl Executable {
         let File { path: name, device, inode, changed_ns, .. } = view.name(file.as_fd());
         Some(Self { seen: Seen { link, device, inode, changed_ns }, name })
     }
-}
-
-/// The ancestors of a process, parent first, up to (not including) the supervisor or the end. At most 64.
-pub fn ancestors(view: &View, mut parent: u32) -> Vec<Subject> {
-    let own = std::process::id();
-    let mut found = Vec::new();
-    while parent > 0 && parent != own && found.len() < 64 {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let Ok(directory) = openat(view.proc(), parent.to_string().as_str(), flags, Mode::empty()) else { break };
-        let Ok(status) = Status::read(directory.as_fd()) else { break };
-        let ancestor = Subject {
-            pid: status.pid,
-            tid: parent,
-            parent: status.parent,
-            executable: Executable::of(view, directory.as_fd()).map(|found| found.name).unwrap_or_default(),
-            uid: status.identity.uid,
-            gid: status.identity.gid,
-        };
-        parent = ancestor.parent;
-        found.push(ancestor);
-    }
-    found
 }
 
 /// What `/proc/TID/status` says (proc_pid_status(5)).

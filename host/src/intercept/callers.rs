@@ -5,28 +5,34 @@
 //! shared it, and nothing that costs little tells the two apart. So memory is kept only where every exec of the workload
 //! goes through us and is seen to end ([`Callers::exec`]); otherwise it is opened for each call.
 //!
-//! May depend on `sys`.
+//! May depend on `sys` and `event`.
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::event::Subject;
 use crate::intercept::caller::{Caller, Thread};
 use crate::intercept::path::View;
 use crate::sys::notify::{Listener, Notification};
+use crate::sys::pidfd;
 
 /// How many threads are kept at the most: each holds three descriptors.
 const MOST: u64 = 256;
 /// And how much of our limit of descriptors they may take.
 const SHARE: u64 = 12;
 
+/// How many processes are remembered of which it is not known when an exec is over.
+const UNSEEN: usize = 1 << 16;
+
 /// The threads that have called lately.
 #[derive(Debug)]
 pub struct Callers {
     /// Whether an exec of any of them is seen.
-    sees_execs: bool,
+    sees_execs: AtomicBool,
     most: usize,
     known: Mutex<Known>,
 }
@@ -53,6 +59,7 @@ impl Callers {
     /// None yet. `sees_execs`: [`Self::exec`] is called for every exec that anybody makes.
     pub fn new(sees_execs: bool) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let sees_execs = AtomicBool::new(sees_execs);
         Self { sees_execs, most: (limit / SHARE / 3).min(MOST) as usize, known: Mutex::default() }
     }
 
@@ -65,27 +72,89 @@ impl Callers {
     /// # Errors
     /// It is gone, or we may not look at it.
     pub fn read(&self, view: &View, listener: &Listener, call: &Notification) -> io::Result<Caller> {
-        let tid = call.tid;
-        let (kept, execs) = self.known().find(tid);
-        if let Some(thread) = kept {
-            if let Ok(caller) = Caller::read_again(tid, &thread, self.sees_execs) {
-                return Ok(caller);
-            }
-            self.known().forget(tid, &thread);
+        let (kept, execs) = self.find(call.tid);
+        if let Some(caller) = kept {
+            caller.memory()?;
+            return Ok(caller);
         }
-        let caller = Caller::read(view, tid)?;
+        let caller = Caller::read(view, call.tid)?;
         if matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat) {
             return Ok(caller); // it would not be kept for long
         }
         // Only of one that is there at the end are all descriptors its own.
-        let too_many = if listener.is_valid(call.id) { self.known().keep(&caller, execs, self.most) } else { None };
-        drop(too_many); // which takes system calls
+        if listener.is_valid(call.id) {
+            self.keep(&caller, execs);
+        }
         Ok(caller)
+    }
+
+    /// The ancestors of a process, parent first, up to (not including) the supervisor or the end. At most 64.
+    pub fn ancestors(&self, view: &View, mut parent: u32) -> Vec<Subject> {
+        let own = std::process::id();
+        let mut found = Vec::new();
+        while parent > 0 && parent != own && found.len() < 64 {
+            let (kept, execs) = self.find(parent);
+            let is_new = kept.is_none();
+            let Ok(ancestor) = kept.map_or_else(|| Caller::look(view, parent), Ok) else { break };
+            let subject = ancestor.subject(view);
+            // Both descriptors are of the same process if both still tell of one: the name came through the other.
+            if is_new && !subject.executable.is_empty() && pidfd::info(ancestor.pidfd()).is_ok() {
+                self.keep(&ancestor, execs);
+            }
+            parent = subject.parent;
+            found.push(subject);
+        }
+        found
+    }
+
+    /// Lets go of the descriptors of a caller that is gone.
+    pub fn forget(&self, caller: &Caller) {
+        let gone = self.known().forget(caller.tid, caller.thread());
+        drop(gone);
+    }
+
+    /// Likewise of everybody who is. To be called now and then, and when nobody calls any more.
+    pub fn forget_the_dead(&self) {
+        let kept: Vec<(u32, Arc<Thread>)> =
+            self.known().threads.iter().map(|(tid, kept)| (*tid, Arc::clone(&kept.thread))).collect();
+        for (tid, thread) in kept {
+            if thread.is_dead() {
+                let gone = self.known().forget(tid, &thread);
+                drop(gone);
+            }
+        }
+    }
+
+    /// The thread of this number if it is kept, and lives; and how many execs have ended.
+    fn find(&self, tid: u32) -> (Option<Caller>, u64) {
+        let (kept, execs) = self.known().find(tid);
+        let caller = kept.and_then(|thread| {
+            let caller = Caller::look_again(tid, Arc::clone(&thread), self.sees_execs.load(SeqCst)).ok();
+            if caller.is_none() {
+                self.known().forget(tid, &thread);
+            }
+            caller
+        });
+        (caller, execs)
+    }
+
+    fn keep(&self, caller: &Caller, execs: u64) {
+        let too_many = self.known().keep(caller, execs, self.most);
+        drop(too_many); // which takes system calls, and no lock
+    }
+
+    /// An exec may go through without [`Self::exec`], nobody knows whose.
+    pub fn misses_an_exec(&self) {
+        self.sees_execs.store(false, SeqCst);
     }
 
     /// A thread of this process is about to be let go on with an exec. To be called before it is.
     pub fn exec(&self, pid: u32) -> UnderWay<'_> {
         let mut known = self.known();
+        if known.under_way.len() == UNSEEN {
+            self.misses_an_exec(); // after which it does not matter what is in there
+            known.under_way.clear();
+        }
         *known.under_way.entry(pid).or_default() += 1;
         UnderWay { callers: self, pid, over: false }
     }
@@ -102,10 +171,9 @@ impl Known {
         (kept, self.execs)
     }
 
-    fn forget(&mut self, tid: u32, thread: &Arc<Thread>) {
-        if self.threads.get(&tid).is_some_and(|kept| Arc::ptr_eq(&kept.thread, thread)) {
-            self.threads.remove(&tid);
-        }
+    fn forget(&mut self, tid: u32, thread: &Arc<Thread>) -> Option<Kept> {
+        let is_it = self.threads.get(&tid).is_some_and(|kept| Arc::ptr_eq(&kept.thread, thread));
+        if is_it { self.threads.remove(&tid) } else { None }
     }
 
     /// Keeps a thread that was opened when so many `execs` had ended. Returns the one that has to go for it.

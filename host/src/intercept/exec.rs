@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
@@ -48,6 +49,32 @@ pub struct Program {
     pub environment: u64,
     /// Whether we may not read one of the files that say what else is run, so that this is not known.
     pub unreadable: bool,
+    /// Whether the kernel will refuse it with `EACCES` anyway: one of the files must not be executed by anybody.
+    pub inexecutable: bool,
+    /// What `arguments` are counted for.
+    _room: Room,
+}
+
+/// How many bytes of arguments are held at the moment, for all callers together.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+/// How many there may be: a crowd of callers that wait for their turn must not take all memory. There are up to five copies
+/// of each.
+const HELD_MAX: usize = 32 << 20;
+
+#[derive(Debug, Default)]
+struct Room(usize);
+
+impl Room {
+    fn more(&mut self, bytes: usize) -> Result<(), Errno> {
+        self.0 += bytes;
+        if HELD.fetch_add(bytes, Relaxed) + bytes > HELD_MAX { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.0, Relaxed);
+    }
 }
 
 /// The files of an exec, open.
@@ -102,8 +129,11 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         let base = caller.handle(dirfd)?;
         if by_descriptor { base } else { view.resolve(caller, base, &requested, follow)? }
     };
-    must_be_executable(file.as_fd())?;
-    let (arguments, cut) = copy_arguments(caller, argv)?;
+    let mut inexecutable = !is_executable(file.as_fd())?;
+    let mut room = Room::default();
+    // The kernel looks at the file first.
+    let copied = copy_arguments(caller, argv, |bytes| room.more(bytes));
+    let (arguments, cut) = copied.map_err(|error| if inexecutable { Errno::EACCES } else { error })?;
 
     let mut interpreters: Vec<OwnedFd> = Vec::new();
     let mut loader = None;
@@ -117,7 +147,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let given = arguments.clone();
     let mut arguments = arguments;
     let mut unreadable = false;
-    loop {
+    while !inexecutable {
         let executable = interpreters.last().unwrap_or(&file).as_fd();
         match read_head(view, executable)? {
             Head::Script { interpreter, argument } => {
@@ -128,7 +158,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                     return Err(Errno::EACCES); // open_exec takes no name for the working directory
                 }
                 let next = directory.resolve(&interpreter, true)?;
-                must_be_executable(next.as_fd())?;
+                inexecutable = !is_executable(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
                     arguments.remove(0);
@@ -140,7 +170,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
             }
             Head::Elf { loader: Some(path) } => {
                 let found = directory.resolve(&path, true)?;
-                must_be_executable(found.as_fd())?;
+                inexecutable = !is_executable(found.as_fd())?;
                 loader = Some(found);
                 break;
             }
@@ -171,7 +201,7 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         directory: directory.name(),
     };
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
-    Ok((action, Program { files, arguments, cut, environment: envp, unreadable }))
+    Ok((action, Program { files, arguments, cut, environment: envp, unreadable, inexecutable, _room: room }))
 }
 
 /// The caller's working directory, which has to be opened only for relative paths.
@@ -207,12 +237,12 @@ fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// What the kernel runs for somebody at the least: root, too, may run only what has a bit that says so. Nothing else is
-/// looked into, for some of it waits for a reader (`/proc/kmsg`).
-fn must_be_executable(file: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Whether the kernel runs it for anybody: root, too, may run only what has a bit that says so. What has none is decided on,
+/// so that an attempt shows, but not looked into: some of it waits for a reader (`/proc/kmsg`).
+fn is_executable(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     let stat = fstat(file)?;
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG if stat.st_mode & 0o111 != 0 => Ok(()),
+        SFlag::S_IFREG => Ok(stat.st_mode & 0o111 != 0),
         SFlag::S_IFLNK => Err(Errno::ELOOP),
         _ => Err(Errno::EACCES),
     }
@@ -232,7 +262,11 @@ fn is_loader(executable: &File, names_no_loader: bool) -> bool {
         || name == b"libc.so"
 }
 
-fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Errno> {
+fn copy_arguments(
+    caller: &Caller,
+    argv: u64,
+    mut hold: impl FnMut(usize) -> Result<(), Errno>,
+) -> Result<(Vec<Vec<u8>>, bool), Errno> {
     let mut arguments = Vec::new();
     if argv == 0 {
         return Ok((arguments, false));
@@ -252,6 +286,7 @@ fn copy_arguments(caller: &Caller, argv: u64) -> Result<(Vec<Vec<u8>>, bool), Er
         match caller.copy_string(pointers[index], room) {
             Ok(argument) => {
                 room = room.saturating_sub(argument.len() + 1);
+                hold(argument.len())?;
                 arguments.push(argument);
             }
             Err(Errno::ENAMETOOLONG) => break,
@@ -430,7 +465,7 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
 
 /// The value of a variable in the environment block that the caller hands to the new program. At most 64 KiB are looked at.
 pub fn environment(caller: &Caller, envp: u64, name: &str) -> Option<String> {
-    let (block, _) = copy_arguments(caller, envp).ok()?;
+    let (block, _) = copy_arguments(caller, envp, |_| Ok(())).ok()?;
     let entry = block
         .into_iter()
         .find(|entry| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))?;

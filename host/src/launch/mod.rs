@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use landlock::{CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -253,6 +254,7 @@ fn supervise(
     let (go_end, go) = pipe2(OFlag::O_CLOEXEC)?;
     let leads_session = outside.is_none() && getsid(None) == Ok(getpid());
     let terminal = if leads_session { Terminal::given_up() } else { Terminal::None };
+    let domain = domain();
     let setup = Setup {
         filter,
         killable,
@@ -260,6 +262,7 @@ fn supervise(
         mask: found.mask,
         timers: found.timers,
         without: &launch.without,
+        domain: domain.as_ref().map(AsFd::as_fd),
         report: report_end.as_raw_fd(),
         go: go_end.as_raw_fd(),
         go_writer: go.as_raw_fd(),
@@ -279,6 +282,26 @@ fn supervise(
     process::close_inherited();
     File::from(go).write_all(b"!").context("the command's process is gone")?;
     look_after(child, supervision, outside.as_ref(), apart)
+}
+
+/// What keeps the workload from the container's other processes, which come from outside of it (`docker exec`) and are under
+/// no filter: who is in a Landlock domain can neither trace nor write processes out of it (`hook_ptrace_access_check`,
+/// security/landlock/task.c), nor, as there is no domain without some restriction, signal them. Linux 6.12. In a machine's own
+/// pid namespace there are others whom a program may well want to signal.
+fn domain() -> Option<OwnedFd> {
+    const PROC_PID_INIT_INO: u64 = 0xEFFF_FFFC; // include/uapi/linux/nsfs.h
+    let namespace = nix::sys::stat::stat("/proc/self/ns/pid").ok()?;
+    if namespace.st_ino == PROC_PID_INIT_INO {
+        return None;
+    }
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal);
+    match ruleset.and_then(Ruleset::create) {
+        Ok(ruleset) => ruleset.into(),
+        Err(error) => {
+            tracing::info!("the workload may trace processes of its user that come from outside: {error}");
+            None
+        }
+    }
 }
 
 /// The terminal that we have given up, for the command to take.
@@ -335,7 +358,7 @@ fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> 
     match i32::from_ne_bytes(number) {
         failed if failed < 0 => {
             let error = io::Error::from_raw_os_error(-failed);
-            Err(error).context("cannot install the seccomp filter")
+            Err(error).context("cannot put the command under the seccomp filter")
         }
         fd => Ok(Listener::new(process::adopt(fd), killable)),
     }

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -180,6 +180,8 @@ pub struct Setup<'a> {
     pub timers: Timers,
     /// Capabilities that it must never have, by number.
     pub without: &'a [u32],
+    /// A Landlock ruleset (landlock(7)) that it is put under as well.
+    pub domain: Option<BorrowedFd<'a>>,
     /// Where it writes the number of the listener's descriptor, and then waits for a byte.
     pub report: RawFd,
     /// Where the byte comes from.
@@ -245,6 +247,7 @@ unsafe fn become_command(
         let listener = match setup.filter.install(setup.killable) {
             // Only then may our supervisor touch its own table.
             Ok(_) if own_table() != 0 => -*libc::__errno_location(),
+            Ok(_) if !enter(setup.domain) => -*libc::__errno_location(),
             Ok(listener) => listener,
             Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
         };
@@ -288,6 +291,15 @@ unsafe fn become_command(
         }
         libc::_exit(if failure == libc::ENOENT { 127 } else { 126 });
     }
+}
+
+/// Enters a Landlock domain. It takes `no_new_privs`.
+///
+/// # Safety
+/// As [`own_table`].
+unsafe fn enter(domain: Option<BorrowedFd<'_>>) -> bool {
+    // SAFETY: takes numbers only.
+    domain.is_none_or(|domain| unsafe { libc::syscall(libc::SYS_landlock_restrict_self, domain.as_raw_fd(), 0) } == 0)
 }
 
 /// Gives the calling process a descriptor table of its own, with what is in the shared one. By close_range(2) (Linux 5.9) of
