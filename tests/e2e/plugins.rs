@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 
 #[path = "../../plugins/component.rs"]
-mod component;
+pub(crate) mod component;
 
 /// The plugin in `tests/plugins/house-rules`, built once.
 pub(crate) fn house_rules() -> &'static [u8] {

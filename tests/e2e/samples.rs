@@ -14,10 +14,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::harness::{Fixture, repository, run};
+use crate::plugins::component;
 use crate::reload::Workload;
-
-#[path = "../../plugins/component.rs"]
-mod component;
 
 const SAMPLES: [&str; 8] =
     ["drift", "egress", "hours", "miner", "no-shell-from-servers", "rate-limit", "reverse-shell", "user-switch"];
