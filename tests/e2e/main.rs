@@ -6,6 +6,7 @@ mod harness;
 mod audit;
 mod bypass;
 mod cli;
+mod compatibility;
 mod container;
 mod ctl;
 mod exec;
