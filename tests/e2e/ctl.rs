@@ -215,7 +215,8 @@ fn records_of_the_enforcer_are_taken_as_they_are() {
         "allow_executables": ["/bin/", "/usr/bin/"], "deny_executables": ["/bin/ls"], "network": {},
         "audit": { "decisions": "all" }
     }));
-    let script = "/bin/echo hello; /bin/ls; python3 -c 'import ctypes; ctypes.CDLL(None).syscall(425, 1, 0)'; :";
+    let script =
+        "/bin/echo hello; /bin/ls; /usr/bin/python3 -c 'import ctypes; ctypes.CDLL(None).syscall(425, 1, 0)'; :";
     let outcome = fixture.bash(script);
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     let decisions = fixture.records().iter().filter(|record| record["event"] != "call").count();

@@ -5,6 +5,7 @@ mod harness;
 
 mod audit;
 mod bypass;
+mod callers;
 mod cli;
 mod compatibility;
 mod container;
@@ -24,6 +25,7 @@ mod readme;
 mod reload;
 mod review_exec;
 mod review_network;
+mod review_today;
 mod samples;
 mod supervisor;
 mod terminal;

@@ -50,8 +50,8 @@ pub(super) fn component(
 /// # Errors
 /// It cannot be read, is no regular file, or is larger than plugins may be.
 pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    // A fifo would hold up the start; a device may never end.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    // A fifo would hold up the start; a device may never end; a terminal would become ours.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     file.and_then(read_component).map_err(|source| LoadError::Read { path: path.to_owned(), source })
 }
 
