@@ -93,7 +93,7 @@ impl Origin {
         if let Some(how) = trust::writable(&file, &self.directory, Path::new(&self.name), workload)? {
             bail!(
                 "{}: the workload {how} and so could have written it; mount it read-only, or hand the policy over with \
-                 `callgatectl reload --policy FILE`",
+                 `callgate reload --policy FILE`",
                 self.path.display()
             );
         }

@@ -5,12 +5,15 @@ mod harness;
 
 mod audit;
 mod bypass;
+mod callers;
 mod cli;
+mod compatibility;
 mod container;
 mod ctl;
 mod exec;
 mod exec_races;
 mod exhaustion;
+mod guide;
 mod launch;
 mod network;
 mod network_races;

@@ -46,7 +46,11 @@ impl Workload {
     }
 
     pub fn reload(&self, policy: &Path) -> Outcome {
-        run(Command::new(CALLGATE).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
+        self.reload_by(CALLGATE, policy)
+    }
+
+    fn reload_by(&self, program: &str, policy: &Path) -> Outcome {
+        run(Command::new(program).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
     }
 
     /// The supervisor, which is the guardian's only child.
@@ -95,7 +99,8 @@ fn a_policy_that_is_handed_over_decides_from_then_on() {
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert!(outcome.stdout.contains("other.json is in force"), "{outcome:?}");
     assert!(!workload.runs("ls /"));
-    assert_eq!(workload.reload(&fixture.policy()).code(), 0);
+    let outcome = workload.reload_by(env!("CARGO_BIN_EXE_callgatectl"), &fixture.policy());
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert!(workload.runs("ls /"));
     workload.end();
     let records = fixture.records();

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,11 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Fixture, repository};
+use crate::harness::{Fixture, repository, run};
+use crate::plugins::component;
 use crate::reload::Workload;
-
-#[path = "../../plugins/component.rs"]
-mod component;
 
 const SAMPLES: [&str; 8] =
     ["drift", "egress", "hours", "miner", "no-shell-from-servers", "rate-limit", "reverse-shell", "user-switch"];
@@ -46,6 +45,30 @@ fn with(name: &str, config: &Value) -> Fixture {
 
 fn rules(fixture: &Fixture) -> Vec<String> {
     fixture.records_of("denied").iter().map(|record| record["rule"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_samples_table_of_cases_says_what_it_does_and_its_schema_takes_their_configurations() {
+    for name in SAMPLES {
+        let fixture = with(name, &json!({}));
+        let plugin = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_callgatectl"));
+            run(command.arg("plugin").args(arguments).current_dir(fixture.path("")))
+        };
+        let table = repository("plugins").join(name).join("cases.json");
+        let outcome = plugin(&["test", "sample.wasm", table.to_str().unwrap()]);
+        assert_eq!(outcome.code(), 0, "{name}: {outcome:?}");
+
+        let told: Value = serde_json::from_str(&plugin(&["inspect", "--json", "sample.wasm"]).stdout).unwrap();
+        let schema = &told["config_schema"];
+        let schema: Value = schema.as_str().map_or_else(|| schema.clone(), |text| serde_json::from_str(text).unwrap());
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let cases: Value = serde_json::from_slice(&fs::read(table).unwrap()).unwrap();
+        for case in cases["cases"].as_array().unwrap() {
+            assert!(validator.is_valid(&case["config"]), "{name}: {case}");
+        }
+        assert!(!validator.is_valid(&json!({ "no_such_key": 1 })), "{name}: {schema}");
+    }
 }
 
 #[test]

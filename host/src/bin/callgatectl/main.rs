@@ -2,6 +2,7 @@
 
 mod arguments;
 mod plugin;
+mod reload;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -15,9 +16,10 @@ use callgate::policy::PolicyError;
 use arguments::Usage;
 
 const HELP: &str = "\
-Writes, tests and ships plugins of callgate.
+Writes, tests and ships plugins of callgate, and changes the policy of one that runs.
 
 Usage: callgatectl plugin SUBCOMMAND …
+       callgatectl reload [--pid PID] [--policy FILE]
 
 Options:
   -h, --help     print this, or what a subcommand takes
@@ -51,6 +53,7 @@ fn work() -> Result<Checked> {
     let rest: Vec<OsString> = arguments.collect();
     match word.to_str() {
         Some("plugin") => plugin::run(rest),
+        Some("reload") => reload::run(rest),
         Some("-h" | "--help" | "help") => arguments::say(&format!("{HELP}\n{}", plugin::help())),
         Some("-V" | "--version") => arguments::say(&format!("callgatectl {}\n", env!("CARGO_PKG_VERSION"))),
         Some("") => Err(Usage("there is no subcommand; see callgatectl --help".to_owned()).into()),

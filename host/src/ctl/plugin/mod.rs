@@ -38,15 +38,20 @@ use crate::policy::Source;
 pub fn config(argument: Option<&OsStr>) -> Result<Source> {
     let source = match argument {
         None => Source { path: "(no --config)".into(), text: "{}".to_owned() },
-        Some(text) if text.to_string_lossy().trim_start().starts_with(['{', '[', '"']) => {
-            Source { path: "--config".into(), text: text.to_string_lossy().into_owned() }
-        }
+        Some(text) if is_json(text) => Source { path: "--config".into(), text: text.to_string_lossy().into_owned() },
         Some(file) => document(Path::new(file))?,
     };
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
         return Err(source.error_at_line(error.line(), error.column(), without_place(&error)).into());
     }
     Ok(source)
+}
+
+/// Whether an argument is meant as JSON. A number or a word could as well be a file's name, if there is such a file.
+fn is_json(argument: &OsStr) -> bool {
+    let text = argument.to_string_lossy();
+    let simple = || serde_json::from_str::<serde_json::Value>(&text).is_ok() && !Path::new(argument).exists();
+    text.trim_start().starts_with(['{', '[', '"']) || simple()
 }
 
 /// A text file; `-` is standard input.

@@ -17,9 +17,10 @@ pub struct New {
 }
 
 /// The files, in which `{{name}}` and the like stand for what differs.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("Cargo.toml", include_str!("template/Cargo.toml.in")),
     ("src/lib.rs", include_str!("template/lib.rs.in")),
+    ("config.schema.json", include_str!("template/config.schema.json.in")),
     ("cases.json", include_str!("template/cases.json.in")),
     ("policy.json", include_str!("template/policy.json.in")),
     ("README.md", include_str!("template/README.md.in")),
