@@ -4,14 +4,10 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-<<<<<<< HEAD
 # What has a table of cases.
 SAMPLES = $(patsubst plugins/%/cases.json,%,$(wildcard plugins/*/cases.json))
 
-.PHONY: build ctl plugins demo test lint deny aarch64 schema
-=======
-.PHONY: build ctl demo test bench lint deny aarch64 schema
->>>>>>> main
+.PHONY: build ctl plugins demo test bench lint deny aarch64 schema
 
 build:
 	@.ci/setup build

@@ -12,7 +12,7 @@
 //! Both ends stand here. May depend on `sys`, `event`, `reload` and `intercept::caller`.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -154,7 +154,8 @@ fn is_alive(process: &OwnedFd) -> bool {
 /// Something that nobody can know beforehand.
 fn word() -> Result<String> {
     let mut random = [0; 16];
-    io::Read::read_exact(&mut File::open("/dev/urandom").context("no random numbers")?, &mut random)?;
+    // Not from a file: what is in `/dev` the workload may exchange.
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -30,7 +30,7 @@ use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, Status};
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -167,10 +167,22 @@ impl Supervision for Supervisor {
         Ok(())
     }
 
-    fn hang_up(&mut self) -> bool {
+    fn hang_up(&mut self, sender: Option<u32>) -> bool {
         let Some((office, _)) = &self.running else { return false };
         if office.renewal.passes_hang_ups_on.load(SeqCst) {
             return false;
+        }
+        // The file may have a policy in whose place another was put.
+        match sender.map(|sender| (sender, office.is_outside(sender))) {
+            None | Some((_, Some(true))) => {}
+            Some((_, Some(false))) => return false,
+            Some((sender, None)) => {
+                tracing::warn!(
+                    "the policy is not read again: process {sender}, which has sent SIGHUP, is gone and may have been the \
+                     workload's; from inside use `callgate reload`"
+                );
+                return true;
+            }
         }
         // Of many that come meanwhile the last one counts, and none of them takes a thread.
         if office.renewal.hang_ups.fetch_add(1, SeqCst) > 0 {
@@ -292,6 +304,14 @@ impl Office {
         let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
         self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
         Ok(said)
+    }
+
+    /// Whether a process is none of the workload's, if that can be told.
+    fn is_outside(&self, pid: u32) -> Option<bool> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let directory = openat(self.view.proc(), pid.to_string().as_str(), flags, FileMode::empty()).ok()?;
+        let theirs = Status::read(directory.as_fd()).ok()?.filters?;
+        Some(theirs < self.findings.filters?)
     }
 
     fn mode(&self) -> Mode {

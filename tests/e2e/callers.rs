@@ -56,6 +56,31 @@ fn a_number_that_comes_again_is_another_process() {
     is_seen_as_it_is("number", &governed(json!({ "outbound": [{ "to": "127.0.0.1" }] })));
 }
 
+/// A connection to somebody on this machine is not expected to take long, so that nobody else is woken to receive calls
+/// meanwhile; here it does take long, for ever.
+#[test]
+fn a_call_that_takes_long_unexpectedly_keeps_nobody_else_waiting() {
+    let code = r#"
+import os, signal, socket
+listener = socket.socket(socket.AF_UNIX); listener.bind("full"); listener.listen(0)
+first = socket.socket(socket.AF_UNIX); first.connect("full")
+pid = os.fork()
+if pid == 0:
+    second = socket.socket(socket.AF_UNIX); second.connect("full"); os._exit(1)
+CONNECT = "42 "
+while not open(f"/proc/{pid}/syscall").read().startswith(CONNECT): pass
+for port in range(1, 101):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(("127.0.0.1", port)); s.close()
+print("served", open(f"/proc/{pid}/syscall").read().startswith(CONNECT))
+os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+"#;
+    let fixture =
+        governed(json!({ "outbound": [{ "to": "127.0.0.1" }, { "unix": "/**" }], "inbound": [{ "unix": "/**" }] }));
+    let mut command = fixture.callgate();
+    let outcome = run(command.args(["/usr/bin/python3", "-c", code]).current_dir(fixture.path("")));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "served True\n"), "{outcome:?}");
+}
+
 /// Then no exec is seen.
 #[test]
 fn the_same_holds_where_programs_are_not_governed() {

@@ -7,6 +7,7 @@ mod audit;
 mod bypass;
 mod callers;
 mod cli;
+mod compatibility;
 mod container;
 mod ctl;
 mod exec;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::harness::{Fixture, Outcome, run};
 use crate::network::governed;
+use crate::older_kernels;
 
 /// They need the machine's processors, so one at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -83,6 +84,10 @@ impl Attack {
 }
 
 fn never_wins(modes: &[&str]) {
+    never_wins_under(modes, Fixture::callgate);
+}
+
+fn never_wins_under(modes: &[&str], callgate: impl Fn(&Fixture) -> Command) {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for mode in modes {
         let attack = Attack::new();
@@ -99,7 +104,14 @@ fn never_wins(modes: &[&str]) {
             outbound["protocol"] = protocol;
         }
         let fixture = governed(json!({ "outbound": [outbound, unix], "inbound": [{ "ports": 18450 }, unix] }));
-        let (rounds, reached) = attack.run(fixture.callgate(), mode);
+        let (mut rounds, mut reached) = (0, 0);
+        for _ in 0..10 {
+            let (more, hits) = attack.run(callgate(&fixture), mode);
+            (rounds, reached) = (rounds + more, reached + hits);
+            if rounds > 50 {
+                break;
+            }
+        }
         assert_eq!(reached, 0, "{mode}: in {rounds} rounds");
         assert!(rounds > 50, "{mode}: only {rounds} rounds");
     }
@@ -123,4 +135,15 @@ fn a_descriptor_that_is_swapped_during_a_call_is_not_the_one_that_is_used() {
 #[test]
 fn a_path_that_is_rewritten_or_redirected_leads_nowhere_else() {
     never_wins(&["path", "link-connect", "link-bind"]);
+}
+
+/// Where a signal ends a call and the kernel starts it again, the answer that was kept for it must not become that of
+/// another.
+#[test]
+fn calls_that_signals_interrupt_on_older_kernels_lead_nowhere_else() {
+    never_wins_under(&["thread", "process", "sendto", "pointer", "second", "dup2-connect", "dup2-listen"], |fixture| {
+        let mut command = older_kernels::callgate(fixture, Some(&older_kernels::older(fixture)));
+        command.env("STORM_US", "200");
+        command
+    });
 }

@@ -12,12 +12,12 @@ use crate::network::governed;
 use crate::plugins::hostile;
 
 /// Compiles `older_kernel` into the fixture's directory.
-fn older(fixture: &Fixture) -> PathBuf {
+pub fn older(fixture: &Fixture) -> PathBuf {
     fixture.compile("older", include_str!("programs/older_kernel.c"), &[])
 }
 
 /// `callgate` as on such a kernel, or as on this one.
-fn callgate(fixture: &Fixture, older: Option<&PathBuf>) -> Command {
+pub fn callgate(fixture: &Fixture, older: Option<&PathBuf>) -> Command {
     let command = fixture.callgate();
     let Some(older) = older else { return command };
     let mut behind = Command::new(older);

@@ -19,14 +19,15 @@ pub struct Workload {
     output: BufReader<ChildStdout>,
 }
 
-const OBEDIENT: &str = r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
+pub const OBEDIENT: &str =
+    r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
 
 impl Workload {
     pub fn start(command: &mut Command) -> Self {
         Self::start_line(command, OBEDIENT)
     }
 
-    fn start_line(command: &mut Command, line: &str) -> Self {
+    pub fn start_line(command: &mut Command, line: &str) -> Self {
         command.args(["/bin/bash", "-c", line]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::harness::{CALLGATE, Fixture, eventually, finish, run};
 use crate::network::governed;
 use crate::plugins::hostile;
-use crate::reload::{Workload, write};
+use crate::reload::{OBEDIENT, Workload, write};
 
 /// A plugin that is asked about these kinds of event and goes round in circles at the second.
 fn spinning(kinds: u32) -> Fixture {
@@ -201,4 +201,77 @@ fn calls_that_a_signal_has_ended_are_not_waited_for() {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
     child.wait().unwrap();
     assert!(threads < 30, "{threads} threads wait for one caller");
+}
+
+/// An operator has handed over a stricter policy than the one that the file has, and the workload wants that one back.
+#[test]
+fn the_workload_has_no_policy_read_again_where_callgate_is_the_first_process() {
+    let fixture = Fixture::allowing(&["/bin/bash", "/bin/ls"]);
+    write(&fixture, "stricter.json", &["/bin/bash"]);
+    for name in ["records", "heard"] {
+        fs::write(fixture.path(name), "").unwrap();
+        chown(fixture.path(name), Some(1000), None).unwrap();
+    }
+    let heard = || fs::read_to_string(fixture.path("heard")).unwrap() == "heard\n";
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv"]);
+    command.args(["--reuid=1000", "--regid=1000", "--clear-groups", CALLGATE, "--policy"]).arg(fixture.policy());
+    let trap = format!("trap 'echo heard >{}' HUP; {OBEDIENT}", fixture.path("heard").display());
+    let mut workload = Workload::start_line(&mut command, &trap);
+    let reloaded = || fixture.records().iter().filter(|record| record["event"] == "policy-reloaded").count();
+    let first = workload.pid();
+    let inside = |arguments: &[&str]| {
+        let mut command = Command::new("nsenter");
+        run(command.args(["--target", &first, "--pid", "--mount"]).args(arguments))
+    };
+    let stricter = fixture.path("stricter.json");
+    let outcome = inside(&[CALLGATE, "reload", "--pid", "1", "--policy", stricter.to_str().unwrap()]);
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(!workload.runs("ls /"));
+    assert!(workload.runs("kill -HUP 1"));
+    // The shell does what the trap says between two lines.
+    assert!((0..10_000).any(|_| workload.runs("true") && heard()), "the command is not told instead");
+    eventually("nothing is read", || of_threads(first.parse().unwrap(), "callgate-reload", "comm").is_empty());
+    assert!(!workload.runs("ls /"));
+    // From outside of the namespace it is an order.
+    kill(Pid::from_raw(first.parse().unwrap()), Signal::SIGHUP).unwrap();
+    eventually("the policy is read again", || reloaded() == 2);
+    assert!(workload.runs("ls /"));
+    workload.end();
+}
+
+#[test]
+fn a_signal_that_comes_of_input_is_no_order() {
+    let fixture = Fixture::allowing(&["/**"]);
+    let program = "import fcntl, os, signal, sys\n\
+        supervisor = os.getppid()\n\
+        status = dict(line.split(':\\t') for line in open(f'/proc/{supervisor}/status') if ':\\t' in line)\n\
+        heard = []\n\
+        signal.signal(signal.SIGHUP, lambda *_: heard.append(1))\n\
+        r, w = os.pipe()\n\
+        fcntl.fcntl(r, fcntl.F_SETOWN, int(status['PPid']))\n\
+        fcntl.fcntl(r, 10, signal.SIGHUP)\n\
+        fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\n\
+        os.write(w, b'x')\n\
+        while not heard: signal.sigtimedwait([], 0.01)";
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", program]);
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(!outcome.stderr.contains("policy"), "nothing is read: {outcome:?}");
+}
+
+/// The workload may exchange what is in `/dev`.
+#[test]
+fn the_word_that_orders_begin_with_comes_from_the_kernel() {
+    let fixture = Fixture::allowing(&["/bin/bash"]);
+    let script =
+        format!("mount --bind /dev/null /dev/urandom; exec {CALLGATE} --policy {} \"$@\"", fixture.policy().display());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=slave", "bash", "-c", &script, "-"]);
+    let mut workload = Workload::start(&mut command);
+    write(&fixture, "other.json", &["/bin/ls"]);
+    let policy = fixture.path("other.json");
+    let outcome = run(Command::new(CALLGATE).args(["reload", "--pid", &workload.pid(), "--policy"]).arg(policy));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(workload.runs("ls /"));
+    workload.end();
 }

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +34,8 @@ static double now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec + t.tv_nsec / 1e9;
 }
+
+static void nothing(int signal) { (void)signal; }
 
 // One change back and forth.
 static void flip(int memory) {
@@ -171,6 +174,11 @@ int main(int count, char **arguments) {
     } else {
         pthread_t t;
         pthread_create(&t, 0, flipping, 0);
+    }
+    if (getenv("STORM_US")) {
+        long us = atol(getenv("STORM_US"));
+        sigaction(SIGALRM, &(struct sigaction){.sa_handler = nothing, .sa_flags = SA_RESTART}, 0);
+        setitimer(ITIMER_REAL, &(struct itimerval){{0, us}, {0, us}}, 0);
     }
     long rounds = 0, reached = 0;
     for (double end = now() + seconds; now() < end && rounds < 20000;) {
