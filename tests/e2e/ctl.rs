@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{CALLGATE, Fixture, Outcome, finish, repository, run};
+use crate::harness::{CALLGATE, Fixture, Outcome, finish, repository, run, run_within};
 use crate::plugins::house_rules;
 
 const CALLGATECTL: &str = env!("CARGO_BIN_EXE_callgatectl");
@@ -48,7 +49,8 @@ impl Desk {
     }
 
     fn ctl(&self, arguments: &[&str]) -> Outcome {
-        run(&mut self.command(arguments))
+        // An engine for JavaScript takes half a minute to compile, on a machine that does nothing else.
+        run_within(&mut self.command(arguments), Duration::from_secs(300))
     }
 
     /// Runs it, and returns its output; it must end well.
@@ -646,7 +648,8 @@ fn a_plugin_in_javascript_decides_like_any_other() {
         return;
     }
     let desk = Desk::empty();
-    let outcome = run(Command::new("node").arg(source.join("build.mjs")).current_dir(&desk.0));
+    let mut node = Command::new("node");
+    let outcome = run_within(node.arg(source.join("build.mjs")).current_dir(&desk.0), Duration::from_secs(300));
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     let found = json_of(&desk.good(&["inspect", "no-words.wasm", "--json", "--memory-mib", "64"]));
     let imports = found["imports"].as_array().unwrap();

@@ -143,7 +143,7 @@ mod tests {
             write(format, Path::new("p&q.wasm"), std::slice::from_ref(&result), &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
-        assert!(written(Format::Tap).contains("not ok 1 - a <b> \"c\" \\# d\\n\\u{1}\n"));
+        assert!(written(Format::Tap).contains(r#"not ok 1 - a <b> "c" \# d\\n\\u{1}"#));
         let xml = written(Format::Junit);
         assert!(
             xml.contains("name=\"a &lt;b&gt; &quot;c&quot; # d&#10;\u{fffd}\"") && xml.contains("p&amp;q"),
