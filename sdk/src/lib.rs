@@ -176,6 +176,7 @@ pub trait Plugin: Sized + 'static {
 
 /// The configuration of a plugin that has nothing to configure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NoConfig {}
 

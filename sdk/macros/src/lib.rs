@@ -148,7 +148,14 @@ fn schema(item: &ItemImpl, path: &LitStr) -> Result<(TokenStream, TokenStream)> 
         let message = "either this method, or the attribute's `schema`";
         return Err(Error::new_spanned(&method.sig.ident, message));
     }
-    let self_ty = &item.self_ty;
+    let config = item.items.iter().find_map(|item| match item {
+        ImplItem::Type(it) if it.ident == "Config" => Some(&it.ty),
+        _ => None,
+    });
+    // As it was written, so that this is where the compiler says that it has no schema.
+    let Some(config) = config else {
+        return Err(Error::new_spanned(&item.self_ty, "`type Config`, which has the schema, is missing"));
+    };
     let span = path.span();
     let file = quote! { ::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", #path) };
     let directory = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
@@ -163,7 +170,7 @@ fn schema(item: &ItemImpl, path: &LitStr) -> Result<(TokenStream, TokenStream)> 
             #[cfg(target_arch = "wasm32")]
             let schema = #text;
             #[cfg(not(target_arch = "wasm32"))]
-            let schema = ::callgate_sdk::testing::schema::<<Self as ::callgate_sdk::Plugin>::Config>();
+            let schema = ::callgate_sdk::testing::schema::<#config>();
             ::core::option::Option::Some(schema)
         }
     };
@@ -171,7 +178,7 @@ fn schema(item: &ItemImpl, path: &LitStr) -> Result<(TokenStream, TokenStream)> 
         #[cfg(all(test, not(target_arch = "wasm32")))]
         #[test]
         fn the_schema_is_that_of_the_configuration() {
-            ::callgate_sdk::testing::check_schema::<<#self_ty as ::callgate_sdk::Plugin>::Config>(#file);
+            ::callgate_sdk::testing::check_schema::<#config>(#file);
         }
     };
     Ok((in_trait, beside))
