@@ -4,11 +4,26 @@ CARGO ?= cargo
 # Where .cargo/config.toml makes cargo put what it builds.
 CALLGATE = target/x86_64-unknown-linux-gnu/release/callgate
 
-.PHONY: build demo test bench lint deny aarch64 schema
+# What has a table of cases.
+SAMPLES = $(patsubst plugins/%/cases.json,%,$(wildcard plugins/*/cases.json))
+
+.PHONY: build ctl plugins demo test bench lint deny aarch64 schema
 
 build:
 	@.ci/setup build
 	$(CARGO) build --release --locked
+
+# For laptops and CI: writes, tests and ships plugins. It has an HTTP client and more in it, which `callgate` must not have.
+ctl:
+	@.ci/setup build
+	$(CARGO) build --release --locked --package callgate --features ctl --bin callgatectl
+
+# The sample plugins as components, in target/plugins.
+plugins: ctl
+	@mkdir -p target/plugins
+	@for sample in $(SAMPLES); do \
+		$(CALLGATE)ctl plugin build plugins/$$sample --output target/plugins/$$sample.wasm || exit 1; \
+	done
 
 demo:
 	@.ci/setup demo

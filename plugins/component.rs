@@ -1,5 +1,5 @@
-//! Builds a plugin of this workspace as a component. Part of the build script, which makes the built-in plugin so, and of
-//! the tests, which make plugins that the executable does not know.
+//! Builds a plugin as a component. Part of the build script, which makes the built-in plugin so, of the tests, which make
+//! plugins that the executable does not know, and of `callgatectl plugin build`.
 
 use std::env;
 use std::error::Error;
@@ -10,16 +10,18 @@ const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Compiles `package` for wasm32 and encodes it as a component. `target_dir` has to be another than that of a cargo which
 /// is running, for that one holds its lock.
+#[allow(dead_code)] // callgatectl encodes what other languages make, too
 pub(crate) fn build(root: &Path, package: &str, target_dir: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    let module = compile(root, package, target_dir)?;
-    Ok(wit_component::ComponentEncoder::default().module(&std::fs::read(module)?)?.validate(true).encode()?)
+    let module = std::fs::read(compile(root, package, package, target_dir)?)?;
+    Ok(wit_component::ComponentEncoder::default().module(&module)?.validate(true).encode()?)
 }
 
-fn compile(root: &Path, package: &str, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
+/// Compiles the library of `package`, which is called `library`, for wasm32: a core module.
+pub(crate) fn compile(root: &Path, package: &str, library: &str, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     // What this build was given is for the machine it is for, not for wasm.
-    for (key, _) in env::vars() {
+    for key in env::vars_os().filter_map(|(key, _)| key.into_string().ok()) {
         let ours =
             ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC"];
         if ours.contains(&key.as_str()) || key.starts_with("CARGO_PROFILE_") || key.starts_with("CARGO_CFG_") {
@@ -30,18 +32,19 @@ fn compile(root: &Path, package: &str, target_dir: &Path) -> Result<PathBuf, Box
     cargo.args(["--target", TARGET, "--target-dir"]).arg(target_dir);
     cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3").env("CARGO_PROFILE_RELEASE_LTO", "fat");
     cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1").env("CARGO_PROFILE_RELEASE_PANIC", "abort");
-    if !has_std(&rustc) {
+    if !has_std(&rustc, root) {
         with_debian_std(&mut cargo, &rustc)?;
     }
     let status = cargo.status()?;
     if !status.success() {
         return Err(format!("the plugin {package} could not be built for {TARGET} ({status})").into());
     }
-    Ok(target_dir.join(TARGET).join("release").join(package.replace('-', "_") + ".wasm"))
+    Ok(target_dir.join(TARGET).join("release").join(library.replace('-', "_") + ".wasm"))
 }
 
-fn has_std(rustc: &str) -> bool {
-    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output();
+fn has_std(rustc: &str, root: &Path) -> bool {
+    // A toolchain may be chosen there.
+    let output = Command::new(rustc).current_dir(root).args(["--print", "target-libdir", "--target", TARGET]).output();
     output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).exists())
 }
 

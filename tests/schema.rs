@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 const SCHEMA: &str = "policies/policy.schema.json";
 const RECORD_SCHEMA: &str = "policies/record.schema.json";
+const CASES_SCHEMA: &str = "policies/cases.schema.json";
 /// Set to anything: writes the schemas instead of comparing them.
 const REGENERATE: &str = "CALLGATE_WRITE_SCHEMA";
 
@@ -71,9 +72,80 @@ fn record_schema() -> Value {
     schema
 }
 
+/// Cases, with the events in them: of these much may be left out, and facts and expectations stand beside them.
+#[cfg(feature = "ctl")]
+fn cases_schema() -> Value {
+    use callgate::ctl::plugin::cases::{Document, Expect};
+    use callgate::decide::KnownFacts;
+    let mut generator = SchemaSettings::draft2020_12().into_generator();
+    let (facts, expect) = (generator.subschema_for::<KnownFacts>(), generator.subschema_for::<Expect>());
+    let event = generator.subschema_for::<callgate::event::Event>();
+    let mut document = generator.into_root_schema_for::<Document>().to_value();
+    let definitions = &mut document["$defs"];
+    definitions["Case"]["properties"]["events"]["items"] = event.to_value();
+    definitions["Case"]["properties"]["events"]["minItems"] = 1.into();
+    for (key, schema, text) in [
+        ("facts", facts, "What the plugin may ask the host; what is not written down is not known."),
+        ("expect", expect, "What the plugin is to say. Absent: anything, but it must not fail."),
+    ] {
+        let mut schema = schema.to_value();
+        schema["description"] = text.into();
+        definitions["Event"]["properties"][key] = schema;
+    }
+    definitions["Event"]["unevaluatedProperties"] = false.into();
+    for (name, required) in [
+        ("Event", &[][..]),
+        ("Subject", &[]),
+        ("File", &["path"]),
+        ("Exec", &["file"]),
+        ("Endpoint", &["address"]),
+        ("Accept", &["local", "peer"]),
+        ("Socket", &["family", "type"]),
+    ] {
+        definitions[name]["required"] = json!(required);
+    }
+    for name in ["Subject", "File"] {
+        definitions[name]["additionalProperties"] = false.into();
+    }
+    document["properties"]["cases"]["minItems"] = 1.into();
+    tidy(&mut document);
+    document
+}
+
+#[cfg(not(feature = "ctl"))]
+fn cases_schema() -> Value {
+    serde_json::from_str(&fs::read_to_string(repository(CASES_SCHEMA)).unwrap()).unwrap()
+}
+
+#[test]
+fn cases_are_what_their_schema_says() {
+    let validator = jsonschema::validator_for(&cases_schema()).unwrap();
+    let template = include_str!("../host/src/ctl/plugin/template/cases.json.in");
+    let languages = ["c", "javascript"].map(|it| repository(&format!("plugins/languages/{it}/cases.json")));
+    let mut good: Vec<String> = languages.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    good.push(template.to_owned());
+    for text in good {
+        let errors: Vec<String> =
+            validator.iter_errors(&serde_json::from_str(&text).unwrap()).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{text}: {errors:?}");
+    }
+    let exec = r#""event": "exec", "file": {"path": "/x"}"#;
+    for bad in [
+        r#"{"cases": []}"#.to_owned(),
+        r#"{"cases": [{"name": "a", "events": []}]}"#.to_owned(),
+        format!(r#"{{"cases": [{{"name": "a", "events": [{{{exec}, "fil": 1}}]}}]}}"#),
+        format!(r#"{{"cases": [{{"name": "a", "events": [{{{exec}, "subject": {{"pit": 1}}}}]}}]}}"#),
+        format!(r#"{{"cases": [{{"name": "a", "events": [{{{exec}, "expect": {{"verdict": "no"}}}}]}}]}}"#),
+        format!(r#"{{"cases": [{{"name": "a", "events": [{{{exec}, "facts": {{"x": 1}}}}]}}]}}"#),
+        r#"{"cases": [{"name": "a", "events": [{"event": "exec"}]}]}"#.to_owned(),
+    ] {
+        assert!(!validator.is_valid(&serde_json::from_str(&bad).unwrap()), "the schema takes {bad}");
+    }
+}
+
 #[test]
 fn the_schemas_in_the_repository_are_those_of_the_types() {
-    for (name, schema) in [(SCHEMA, schema()), (RECORD_SCHEMA, record_schema())] {
+    for (name, schema) in [(SCHEMA, schema()), (RECORD_SCHEMA, record_schema()), (CASES_SCHEMA, cases_schema())] {
         let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         let file = repository(name);
         if std::env::var_os(REGENERATE).is_some() {
@@ -144,6 +216,7 @@ fn every_key_is_described() {
         }
     }
     visit("", &schema());
+    visit("", &cases_schema());
 }
 
 fn loads(document: &str) -> Result<(), String> {
@@ -161,7 +234,7 @@ fn the_schema_takes_what_the_loader_takes() {
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .filter(|path| !path.ends_with("policy.schema.json") && !path.ends_with("record.schema.json"))
+        .filter(|path| !path.to_string_lossy().ends_with(".schema.json"))
         .map(|path| (path.display().to_string(), fs::read_to_string(&path).unwrap()))
         .collect();
     assert!(policies.len() >= 9, "{policies:?}");

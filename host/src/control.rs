@@ -6,10 +6,13 @@
 //! looked at: it is made after a word that the supervisor said while it held on to that process, and the kernel says from
 //! whom it comes (`SCM_CREDENTIALS`, unix(7)).
 //!
-//! Both ends stand here. May depend on `sys`, `reload` and `intercept::caller`.
+//! Where connections are governed it is a supervisor that makes them, and the kernel takes it for the peer. So none is made
+//! to such a name ([`is_name`]), and from itself the supervisor takes no orders.
+//!
+//! Both ends stand here. May depend on `sys`, `event`, `reload` and `intercept::caller`.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +29,7 @@ use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
+use crate::event::Address;
 use crate::intercept::caller::Status;
 use crate::intercept::path::View;
 use crate::reload::Handed;
@@ -111,7 +115,8 @@ fn converse(peer: &OwnedFd, view: &View, filters: u32, obey: impl Fn(Request) ->
     let held = pidfd::open(pid, Target::Process)?;
     let directory = openat(view.proc(), pid.to_string().as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let status = Status::read(directory.as_fd())?;
-    let outside = status.filters.is_some_and(|theirs| theirs < filters);
+    // What we have connected ourselves, we have connected for the workload.
+    let outside = pid != std::process::id() && status.filters.is_some_and(|theirs| theirs < filters);
     if !outside || !allowed(&status) {
         tracing::warn!("process {pid} of the workload tried to control the supervisor");
         return answer(peer, &Err("a process of the workload may not do that".to_owned()));
@@ -149,7 +154,8 @@ fn is_alive(process: &OwnedFd) -> bool {
 /// Something that nobody can know beforehand.
 fn word() -> Result<String> {
     let mut random = [0; 16];
-    io::Read::read_exact(&mut File::open("/dev/urandom").context("no random numbers")?, &mut random)?;
+    // Not from a file: what is in `/dev` the workload may exchange.
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -203,7 +209,15 @@ pub fn ask(supervisor: Option<u32>, policy: Option<Handed>) -> Result<String> {
 /// What the names of all supervisors of this pid namespace begin with. Containers may share a network namespace.
 fn names() -> Result<String> {
     let namespace = nix::sys::stat::stat("/proc/self/ns/pid").map_or(0, |stat| stat.st_ino);
-    Ok(format!("callgate/control/{namespace}/"))
+    Ok(format!("{NAMES}{namespace}/"))
+}
+
+/// What the names of all supervisors begin with.
+const NAMES: &str = "callgate/control/";
+
+/// Whether an address is a supervisor's.
+pub fn is_name(address: &Address) -> bool {
+    matches!(address, Address::UnixAbstract { name } if name.starts_with(NAMES))
 }
 
 fn only_one() -> Result<u32> {

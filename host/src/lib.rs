@@ -6,6 +6,8 @@
 pub mod audit;
 pub mod check;
 pub mod control;
+#[cfg(feature = "ctl")]
+pub mod ctl;
 pub mod decide;
 pub mod enforce;
 pub mod event;

@@ -34,12 +34,11 @@ const SELDOM: u32 = 250;
 pub struct Relay {
     /// Starts one more thread that calls [`Self::next`].
     start: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
-    /// The number of the turn.
-    turn: AtomicU64,
+    /// The turn, and what who has it says of it: see [`turn_of`], [`BUSY`]. It is one number, so that a thread that is
+    /// relieved in the midst of saying something says nothing of the next one's turn.
+    state: AtomicU64,
     /// Counts what was received.
     received: AtomicU64,
-    /// Which of them is being handled by the thread whose turn it is; 0 for none.
-    busy: AtomicU64,
     /// For how many more short waits others are woken.
     crowd: AtomicU32,
     waiting: Mutex<Waiting>,
@@ -56,6 +55,28 @@ struct Waiting {
     spare: usize,
 }
 
+/// What was received in this turn last is being handled.
+const BUSY: u64 = 1;
+/// Counts what was received in this turn.
+const ONE: u64 = 2;
+/// The first bit of the turn's number. It would take years to use up.
+const TURN_BIT: u32 = 24;
+
+/// The number of the turn.
+fn turn_of(state: u64) -> u64 {
+    state >> TURN_BIT
+}
+
+/// What is said in the beginning of a turn.
+fn begun(turn: u64) -> u64 {
+    turn << TURN_BIT
+}
+
+fn received(state: u64) -> u64 {
+    let said = (state | BUSY) + if state & BUSY == 0 { ONE } else { 0 };
+    begun(turn_of(state)) | said & (begun(1) - 1)
+}
+
 thread_local! {
     /// The turn that the thread had last.
     static TURN: Cell<u64> = const { Cell::new(0) };
@@ -63,7 +84,9 @@ thread_local! {
 
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Relay").field("turn", &self.turn).field("busy", &self.busy).finish_non_exhaustive()
+        let state = self.state.load(SeqCst);
+        let (turn, busy) = (turn_of(state), state & BUSY != 0);
+        f.debug_struct("Relay").field("turn", &turn).field("busy", &busy).finish_non_exhaustive()
     }
 }
 
@@ -72,9 +95,8 @@ impl Relay {
     pub fn new(start: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
         Self {
             start: Box::new(start),
-            turn: AtomicU64::new(1),
+            state: AtomicU64::new(begun(1)),
             received: AtomicU64::new(0),
-            busy: AtomicU64::new(0),
             crowd: AtomicU32::new(0),
             waiting: Mutex::new(Waiting { vacant: Some(1), ..Waiting::default() }),
             vacant: Condvar::new(),
@@ -103,8 +125,7 @@ impl Relay {
 
     /// Waits until it is the calling thread's turn; still, or again. False: there are enough others, and it is to end.
     pub fn next(&self) -> bool {
-        if self.is_ours() {
-            self.busy.store(0, SeqCst);
+        if self.say(|state| state & !BUSY) {
             return true;
         }
         let mut waiting = self.waiting();
@@ -124,15 +145,19 @@ impl Relay {
     }
 
     fn is_ours(&self) -> bool {
-        self.turn.load(SeqCst) == TURN.get()
+        turn_of(self.state.load(SeqCst)) == TURN.get()
+    }
+
+    /// Says something else of the calling thread's turn; false if that is over.
+    fn say(&self, what: impl Fn(u64) -> u64) -> bool {
+        let own = |state| (turn_of(state) == TURN.get()).then(|| what(state));
+        self.state.fetch_update(SeqCst, SeqCst, own).is_ok()
     }
 
     /// The calling thread has received something, and handles it now.
     pub fn received(&self) {
-        let number = self.received.fetch_add(1, SeqCst) + 1;
-        if self.is_ours() {
-            self.busy.store(number, SeqCst);
-        }
+        self.received.fetch_add(1, SeqCst);
+        self.say(received);
         if self.nobody_looks.load(SeqCst)
             && let Some(relief) = self.relief.get()
         {
@@ -142,7 +167,10 @@ impl Relay {
 
     /// Lets another receive: what the calling thread does now may take long.
     pub fn hand_over(&self) {
-        self.vacate(TURN.get());
+        let next = TURN.get() + 1;
+        if self.say(|_| begun(next)) {
+            self.vacated(next);
+        }
     }
 
     /// The same before something that takes less time than it costs another caller to wait for a thread to be woken: only
@@ -160,14 +188,10 @@ impl Relay {
         }
     }
 
-    fn vacate(&self, turn: u64) {
-        let next = turn + 1;
-        if self.turn.compare_exchange(turn, next, SeqCst, SeqCst).is_err() {
-            return;
-        }
-        self.busy.store(0, SeqCst);
+    /// Somebody is to take this turn.
+    fn vacated(&self, turn: u64) {
         let mut waiting = self.waiting();
-        waiting.vacant = Some(next);
+        waiting.vacant = Some(turn);
         let (spare, threads) = (waiting.spare, waiting.threads);
         drop(waiting);
         if spare > 0 {
@@ -190,12 +214,10 @@ impl Relay {
                 seldom();
             }
             let received = self.received.load(SeqCst);
-            let (turn, busy) = (self.turn.load(SeqCst), self.busy.load(SeqCst));
-            if busy != 0 {
+            let state = self.state.load(SeqCst);
+            if state & BUSY != 0 {
                 thread::park_timeout(PATIENCE);
-                if (self.turn.load(SeqCst), self.busy.load(SeqCst)) == (turn, busy) {
-                    self.vacate(turn);
-                }
+                self.relieve_of(state);
                 continue;
             }
             quiet = if received == before { quiet + 1 } else { 0 };
@@ -211,5 +233,56 @@ impl Relay {
                 quiet = 0;
             }
         }
+    }
+
+    /// Ends the turn if its thread still does what it did when this was its state.
+    fn relieve_of(&self, state: u64) {
+        let next = turn_of(state) + 1;
+        if self.state.compare_exchange(state, begun(next), SeqCst, SeqCst).is_ok() {
+            self.vacated(next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_relieved_says_nothing_of_the_next_turn() {
+        let relay = Relay::new(|| Ok(()));
+        assert!(relay.next());
+        relay.received();
+        relay.relieve_of(relay.state.load(SeqCst));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(relay.next());
+                relay.received();
+            });
+        });
+        let next = relay.state.load(SeqCst);
+        assert_eq!(next & BUSY, BUSY);
+        relay.received();
+        relay.hand_over();
+        assert!(!relay.say(|state| state & !BUSY));
+        assert_eq!(relay.state.load(SeqCst), next);
+    }
+
+    #[test]
+    fn nobody_is_relieved_who_has_got_on() {
+        let relay = Relay::new(|| Ok(()));
+        assert!(relay.next());
+        relay.received();
+        let then = relay.state.load(SeqCst);
+        assert!(relay.next());
+        relay.received();
+        relay.relieve_of(then);
+        assert!(relay.is_ours());
+    }
+
+    #[test]
+    fn a_turn_is_not_changed_by_what_is_received_in_it() {
+        let last = begun(7) | (begun(1) - 1) & !BUSY;
+        assert_eq!(received(last), begun(7) | BUSY);
     }
 }

@@ -84,7 +84,8 @@ impl Origin {
     /// It could have; the file cannot be read; there is a mistake in it; a plugin of it is not pinned by its digest.
     pub fn read_again(&self, workload: &Identity) -> Result<(Policy, Source)> {
         let how = OpenHow::new()
-            .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+            // Neither a fifo nor a terminal may do something to us before we see what it is.
+            .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let file = openat2(&self.directory, self.name.as_os_str(), how).map_err(|error| {
             PolicyError::of_file(&self.path, format!("cannot read the policy: {}", error.desc()), None)
@@ -92,7 +93,7 @@ impl Origin {
         if let Some(how) = trust::writable(&file, &self.directory, Path::new(&self.name), workload)? {
             bail!(
                 "{}: the workload {how} and so could have written it; mount it read-only, or hand the policy over with \
-                 `callgatectl reload --policy FILE`",
+                 `callgate reload --policy FILE`",
                 self.path.display()
             );
         }

@@ -7,7 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,17 +20,17 @@ use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
-use crate::control::{Control, Request};
+use crate::control::{self as orders, Control, Request};
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
 use crate::enforce::unheard::{Turn, Unheard};
-use crate::enforce::waiting::{self, Room};
+use crate::enforce::waiting::{self, Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, Status};
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -44,9 +44,10 @@ use crate::plugin::{Clock, Engine};
 use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
 use crate::relay::{self, Relay};
 use crate::reload::{Candidate, Origin};
-use crate::sys::credentials::{Identity, Own};
+use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp, socket};
+use crate::wrap;
 
 /// Everything that a decision needs, before there are threads.
 pub struct Supervisor {
@@ -123,7 +124,9 @@ impl Supervision for Supervisor {
             origin: self.origin.take().context("begun twice")?,
             asked: self.asked,
             audit: self.policy.audit.clone(),
-            sighup: Mutex::new(self.policy.sighup),
+            under_way: Mutex::new(()),
+            passes_hang_ups_on: AtomicBool::new(self.policy.sighup == Sighup::PassOn),
+            hang_ups: AtomicU32::new(0),
         };
         let room = Room::new(SEATS)?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
@@ -164,17 +167,40 @@ impl Supervision for Supervisor {
         Ok(())
     }
 
-    fn hang_up(&mut self) -> bool {
+    fn hang_up(&mut self, sender: Option<u32>) -> bool {
         let Some((office, _)) = &self.running else { return false };
-        if *office.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner) == Sighup::PassOn {
+        if office.renewal.passes_hang_ups_on.load(SeqCst) {
             return false;
+        }
+        // The file may have a policy in whose place another was put.
+        match sender.map(|sender| (sender, office.is_outside(sender))) {
+            None | Some((_, Some(true))) => {}
+            Some((_, Some(false))) => return false,
+            Some((sender, None)) => {
+                tracing::warn!(
+                    "the policy is not read again: process {sender}, which has sent SIGHUP, is gone and may have been the \
+                     workload's; from inside use `callgate reload`"
+                );
+                return true;
+            }
+        }
+        // Of many that come meanwhile the last one counts, and none of them takes a thread.
+        if office.renewal.hang_ups.fetch_add(1, SeqCst) > 0 {
+            return true;
         }
         let ours = Arc::clone(office);
         // Plugins are compiled, which may take a while, and the main thread has to look after the command.
         let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
-            let _ = ours.renew(Request::Reload);
+            loop {
+                let so_far = ours.renewal.hang_ups.load(SeqCst);
+                let _ = ours.renew(Request::Reload);
+                if ours.renewal.hang_ups.fetch_sub(so_far, SeqCst) == so_far {
+                    break;
+                }
+            }
         });
         if let Err(error) = started {
+            office.renewal.hang_ups.store(0, SeqCst);
             tracing::error!("the policy is not read again, there is no thread for it: {error}");
         }
         true
@@ -200,8 +226,12 @@ struct Renewal {
     origin: Origin,
     asked: Option<(Mode, &'static str)>,
     audit: AuditSettings,
-    /// Of the policy in force.
-    sighup: Mutex<Sighup>,
+    /// Held while another policy is put into force: one at a time.
+    under_way: Mutex<()>,
+    /// Whether the policy in force leaves SIGHUP to the command. The main thread asks, which waits for nobody.
+    passes_hang_ups_on: AtomicBool,
+    /// How often the policy is still to be read again.
+    hang_ups: AtomicU32,
 }
 
 /// Takes orders from outside of the workload, where it can be told who gives them.
@@ -225,9 +255,8 @@ impl Office {
     /// Puts another policy into force, if all of it is well. Says what came of it.
     fn renew(&self, request: Request) -> Result<String> {
         let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
-        // One at a time; the lock is also what a policy in force is.
-        let mut sighup = self.renewal.sighup.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, &mut sighup, by));
+        let _alone = self.renewal.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, by));
         match &renewed {
             Ok(said) => tracing::info!("{said}"),
             Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
@@ -238,19 +267,13 @@ impl Office {
     fn candidate(&self, request: Request) -> Result<Candidate> {
         let Renewal { engine, origin, asked, .. } = &self.renewal;
         let (policy, source) = match request {
-            Request::Reload => {
-                let workload = Identity {
-                    capabilities: self.own.identity.capabilities & !self.own.withheld,
-                    ..self.own.identity.clone()
-                };
-                origin.read_again(&workload)?
-            }
+            Request::Reload => origin.read_again(&wrap::workload()?)?,
             Request::Take(handed) => handed.read()?,
         };
         Candidate::load(engine, policy, source, *asked)
     }
 
-    fn put_into_force(&self, candidate: Candidate, sighup: &mut Sighup, by: &'static str) -> Result<String> {
+    fn put_into_force(&self, candidate: Candidate, by: &'static str) -> Result<String> {
         let Candidate { policy, mut chain, mode, source } = candidate;
         let wanted = chain.subscriptions();
         let missing: Vec<&str> =
@@ -276,11 +299,19 @@ impl Office {
         self.dry_run.store(mode == Mode::DryRun, SeqCst);
         drop(current);
         drop(old);
-        *sighup = policy.sighup;
+        self.renewal.passes_hang_ups_on.store(policy.sighup == Sighup::PassOn, SeqCst);
         let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
         let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
         self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
         Ok(said)
+    }
+
+    /// Whether a process is none of the workload's, if that can be told.
+    fn is_outside(&self, pid: u32) -> Option<bool> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let directory = openat(self.view.proc(), pid.to_string().as_str(), flags, FileMode::empty()).ok()?;
+        let theirs = Status::read(directory.as_fd()).ok()?.filters?;
+        Some(theirs < self.findings.filters?)
     }
 
     fn mode(&self) -> Mode {
@@ -381,7 +412,9 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
-        let _turn = self.turn(notification);
+        let Ok(_turn) = self.turn(notification) else { return None };
+        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
+        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
@@ -393,15 +426,13 @@ impl Office {
                 };
                 let why = format!("the caller cannot be looked at ({error}){may_need}");
                 let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
-                if answer == Answer::Continue {
+                if answer == Answer::Continue && may_be_exec {
                     self.callers.misses_an_exec();
                 }
                 return Some(answer);
             }
         };
         let answer = self.answer_to(&caller, notification);
-        // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
-        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
         if answer == Some(Answer::Continue) && may_be_exec {
             drop(self.callers.exec(caller.pid));
         }
@@ -434,8 +465,17 @@ impl Office {
             }
             Err(errno) => Some(Answer::Errno(errno as i32)),
             Ok(Intercepted::Refused(name, errno)) => {
-                let why = format!("{name} would get past the network rules");
+                let why = match call {
+                    Call::Bypass("prctl") => {
+                        "the process would pass itself off as one that runs another program".to_owned()
+                    }
+                    _ => format!("{name} would get past the network rules"),
+                };
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
+            }
+            Ok(Intercepted::Event(Action::Connect(to), _)) if orders::is_name(&to.address) => {
+                let why = "who connects there would give orders to a supervisor, and pass for us";
+                Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why))
             }
             Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
             Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
@@ -452,15 +492,16 @@ impl Office {
     }
 
     /// Where a signal makes callers come again while their call is still being carried out: their turn, one at a time.
-    fn turn(&self, notification: &Notification) -> Option<Turn<'_>> {
+    fn turn(&self, notification: &Notification) -> Result<Option<Turn<'_>>, Over> {
         if self.listener.keeps_callers() || notification.tid == 0 {
-            return None;
+            return Ok(None);
         }
-        let turn = self.unheard.turn(&self.room, notification.tid, notification.id);
+        let goes_on = || self.listener.is_valid(notification.id);
+        let turn = self.unheard.turn(&self.room, notification.tid, notification.id, goes_on).ok_or(Over::Gone)?;
         // What is verified waits for its caller's end of the call, with which it may be in the next already.
         let is_verified =
             matches!(calls::call(notification.number), Some(Call::Execve | Call::Execveat | Call::Setgroups));
-        (!is_verified).then_some(turn)
+        Ok((!is_verified).then_some(turn))
     }
 
     /// Carries out a call, if that has not been done already without the caller hearing of it; see [`Unheard`]. `socket`

@@ -87,7 +87,7 @@ pub(crate) fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode
 }
 
 /// The most that the command and what it starts may be: what we are, less what is withheld.
-fn workload() -> Result<Identity> {
+pub(crate) fn workload() -> Result<Identity> {
     let withheld = WITHHELD.iter().fold(0_u64, |bits, capability| bits | 1 << capability);
     Ok(Identity {
         uid: nix::unistd::geteuid().as_raw(),

@@ -62,10 +62,6 @@ pub mod testing;
 
 use serde::de::DeserializeOwned;
 
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Guide;
-
 #[doc(hidden)]
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
 pub mod bindings {

@@ -111,13 +111,21 @@ pub fn records_among(text: &str) -> Vec<Value> {
 
 /// Runs a command to its end, without standard input, and kills it if that takes too long.
 pub fn run(command: &mut Command) -> Outcome {
+    run_within(command, PATIENCE)
+}
+
+/// The same for a command that may take longer, such as a compiler on a busy machine.
+pub fn run_within(command: &mut Command, patience: Duration) -> Outcome {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    finish(child)
+    finish_within(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")), patience)
 }
 
 /// Waits for a child with piped output to its end.
-pub fn finish(mut child: Child) -> Outcome {
+pub fn finish(child: Child) -> Outcome {
+    finish_within(child, PATIENCE)
+}
+
+fn finish_within(mut child: Child, patience: Duration) -> Outcome {
     let reader = |stream: Option<Box<dyn Read + Send>>| {
         thread::spawn(move || {
             let mut text = Vec::new();
@@ -129,20 +137,24 @@ pub fn finish(mut child: Child) -> Outcome {
     };
     let stdout = reader(child.stdout.take().map(|stream| Box::new(stream) as _));
     let stderr = reader(child.stderr.take().map(|stream| Box::new(stream) as _));
-    let status = wait(&mut child);
+    let status = wait_within(&mut child, patience);
     Outcome { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
 /// Waits for a child, and kills it if that takes too long.
 pub fn wait(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    wait_within(child, PATIENCE)
+}
+
+fn wait_within(child: &mut Child, patience: Duration) -> ExitStatus {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
         if Instant::now() > deadline {
             let _ = child.kill();
-            panic!("still running after {PATIENCE:?}");
+            panic!("still running after {patience:?}");
         }
         thread::sleep(Duration::from_millis(2));
     }

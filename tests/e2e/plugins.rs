@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use crate::harness::{CALLGATE, Fixture, Outcome, repository, run};
 
 #[path = "../../plugins/component.rs"]
-mod component;
+pub(crate) mod component;
 
 /// The plugin in `tests/plugins/house-rules`, built once.
-fn house_rules() -> &'static [u8] {
+pub(crate) fn house_rules() -> &'static [u8] {
     static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
     COMPONENT.get_or_init(|| {
         // Where the build script has built the built-in one: where the standard library must be built too, it is there.
@@ -209,35 +209,15 @@ fn a_configuration_that_a_plugin_refuses_is_explained_in_the_policy() {
     }
 }
 
-#[test]
-fn the_guide_of_the_sdk_leads_to_a_plugin_that_works() {
-    let guide = fs::read_to_string(repository("sdk/README.md")).unwrap();
-    let block = |language: &str| {
-        let (_, rest) = guide.split_once(&format!("```{language}\n")).unwrap();
-        rest.split_once("\n```").unwrap().0.to_owned()
-    };
-    let fixture = Fixture::new(serde_json::from_str(&block("json")).unwrap());
-    fs::create_dir(fixture.path("src")).unwrap();
-    let here = format!("callgate-sdk = {{ path = {:?} }}", repository("sdk"));
-    let manifest = block("toml").replace("callgate-sdk = \"0.1\"", &here) + "\n[workspace]\n";
-    fs::write(fixture.path("Cargo.toml"), manifest).unwrap();
-    fs::write(fixture.path("src/lib.rs"), block("rust")).unwrap();
-    // The versions that are here already.
-    fs::copy(repository("Cargo.lock"), fixture.path("Cargo.lock")).unwrap();
-    let target = Path::new(env!("OUT_DIR")).join("wasm");
-    let component = component::build(&fixture.path(""), "no-miners", &target).unwrap();
-    fs::write(fixture.path("no-miners.wasm"), component).unwrap();
-    let outcome = fixture.run(&["/bin/echo", "stratum+tcp"]);
-    assert_eq!(outcome.code(), 126, "{outcome:?}");
-    let outcome = fixture.bash("a=stratum; echo $a+tcp; /bin/echo $a+tcp; echo $?");
-    assert_eq!(outcome.stdout, "stratum+tcp\n126\n", "{outcome:?}");
-    assert_eq!(fixture.records()[1]["rule"], "no-miners.word");
-}
-
 /// The plugin of `tests/plugins/hostile.wat`, with these in their places.
 pub fn hostile(declarations: &str, configure: &str, decide: &str) -> Vec<u8> {
+    hostile_in_realloc(declarations, "", configure, decide)
+}
+
+fn hostile_in_realloc(declarations: &str, realloc: &str, configure: &str, decide: &str) -> Vec<u8> {
     let wat = fs::read_to_string(repository("tests/plugins/hostile.wat")).unwrap();
     let wat = wat.replace("(; declarations ;)", declarations).replace("(; configure ;)", configure);
+    let wat = wat.replace("(; realloc ;)", realloc);
     let mut module = wat::parse_str(wat.replace("(; decide ;)", decide)).unwrap();
     let mut resolve = wit_parser::Resolve::default();
     let (package, _) = resolve.push_dir(repository("sdk/wit")).unwrap();
@@ -321,8 +301,19 @@ fn whatever_a_plugin_does_the_workload_lives_on_and_the_record_names_it() {
             "",
         ),
     ];
-    for (what, declarations, decide, kind) in cases {
-        let component = hostile(declarations, "", decide);
+    // While the host writes an answer into the plugin's memory, it calls the plugin for a place.
+    let wild = "(global.set $wild (i32.const 1)) (call $ancestors (i32.const 0x600))";
+    let in_realloc = [
+        ("a place outside of the memory", "(return (i32.const 0x7ffffff0))", "answer"),
+        ("a place that is not aligned", "(return (i32.const 0x10001))", "answer"),
+        ("no place", "unreachable", "trap"),
+        ("no end of looking for a place", "(loop $forever (br $forever))", "deadline"),
+        ("a question instead of a place", "(call $ancestors (i32.const 0x600))", "trap"),
+    ];
+    let in_decide =
+        cases.iter().map(|(what, declarations, decide, kind)| (*what, hostile(declarations, "", decide), *kind));
+    let in_realloc = in_realloc.map(|(what, realloc, kind)| (what, hostile_in_realloc("", realloc, "", wild), kind));
+    for (what, component, kind) in in_decide.chain(in_realloc) {
         for (on_failure, second) in [("deny", "126"), ("abstain", "2\n0")] {
             let (fixture, outcome) = with_hostile(&component, on_failure);
             let fails = !kind.is_empty();
@@ -358,12 +349,60 @@ fn a_plugin_that_does_not_start_is_a_mistake_in_the_policy() {
         ("takes too much memory", hostile("(memory $big 1000)", "", ""), "memory"),
         ("a table too large", hostile("(table $big 1000000 funcref)", "", ""), "table"),
         ("says nonsense", hostile("", "(return (i32.const 0x7ffffff0))", ""), "does not start"),
+        ("configure loops", hostile("", "(loop $f (br $f))", ""), "did not answer in time (deadline)"),
+        ("takes too much memory in 64 bits", hostile("(memory $big i64 1000)", "", ""), "memory"),
+        ("many instances", with_instances(&hostile("", "", ""), "(module)", 100), "does not start"),
+        ("many memories", with_instances(&hostile("", "", ""), "(module (memory 1))", 20), "does not start"),
+        ("many tables", with_instances(&hostile("", "", ""), "(module (table 1 funcref))", 30), "does not start"),
     ];
     for (what, component, part) in cases {
         let (_, outcome) = with_hostile(component, "abstain");
         assert_eq!((outcome.code(), outcome.stdout.as_str()), (125, ""), "{what}: {outcome:?}");
         assert!(outcome.stderr.contains("plugin \"hostile\"") && outcome.stderr.contains(part), "{what}: {outcome:?}");
         assert!(outcome.stderr.contains("policy.json:1:") && outcome.stderr.contains('^'), "{what}: {outcome:?}");
+    }
+}
+
+/// The component with so many instances of a core module behind its own: two sections more (component model, Binary.md).
+fn with_instances(component: &[u8], module: &str, count: u8) -> Vec<u8> {
+    let mut sections = &component[8..];
+    let mut modules = 0;
+    while let [id, rest @ ..] = sections {
+        modules += u8::from(*id == 1);
+        let digits = rest.iter().take_while(|byte| **byte & 0x80 != 0).count() + 1;
+        let size = rest[..digits].iter().rev().fold(0, |size, byte| size << 7 | usize::from(byte & 0x7f));
+        sections = &rest[digits + size..];
+    }
+    let section = |id: u8, content: Vec<u8>| {
+        let size = [content.len() as u8 & 0x7f | 0x80, (content.len() >> 7) as u8];
+        [&[id], &size[..], &content].concat()
+    };
+    let instances = [vec![count], [0, modules, 0].repeat(count.into())].concat();
+    [component, &section(1, wat::parse_str(module).unwrap()), &section(2, instances)].concat()
+}
+
+#[test]
+fn a_plugin_that_looks_up_paths_without_end_takes_neither_the_memory_nor_the_time_of_others() {
+    // Every path another one: a counter, seven bits of it in a byte, since the rest would be no UTF-8.
+    let fresh = "(drop (memory.grow (i32.const 20))) (loop $again \
+        (local.set $n (i32.add (local.get $n) (i32.const 1))) \
+        (i32.store8 (i32.const 0x28000) (i32.and (local.get $n) (i32.const 0x7f))) \
+        (i32.store8 (i32.const 0x28001) (i32.and (i32.shr_u (local.get $n) (i32.const 7)) (i32.const 0x7f))) \
+        (i32.store8 (i32.const 0x28002) (i32.and (i32.shr_u (local.get $n) (i32.const 14)) (i32.const 0x7f))) \
+        (call $canonical_path (i32.const 0x28000) (i32.const LENGTH) (i32.const 0x600)) (br $again))";
+    for (length, part) in [("900000", "(deadline)"), ("4000", "looks up more paths")] {
+        let component = hostile("", &fresh.replace("LENGTH", length), "");
+        let plugin = json!({ "name": "hostile", "path": "hostile.wasm", "memory_mib": 8 });
+        let fixture = Fixture::new(json!({ "plugins": [plugin, allowlist()] }));
+        fs::write(fixture.path("hostile.wasm"), component).unwrap();
+        let measure = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:])\n\
+                       print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)";
+        let mut command = std::process::Command::new("/usr/bin/python3");
+        command.args(["-c", measure, crate::harness::CALLGATE, "--policy"]).arg(fixture.policy()).arg("/bin/true");
+        let outcome = run(&mut command);
+        let mebibytes: u64 = outcome.stdout.trim().parse().unwrap();
+        assert!(outcome.stderr.contains(part), "{length}: {outcome:?}");
+        assert!(mebibytes < 400, "{length}: {mebibytes} MiB");
     }
 }
 

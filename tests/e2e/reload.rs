@@ -13,20 +13,21 @@ use serde_json::json;
 use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, run};
 
 /// A workload that does what it is told: each word is a program to be run, and it says whether that went well.
-struct Workload {
+pub struct Workload {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
-const OBEDIENT: &str = r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
+pub const OBEDIENT: &str =
+    r#"while read -r line; do if $line >/dev/null 2>&1; then echo ran; else echo failed; fi; done"#;
 
 impl Workload {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self::start_line(command, OBEDIENT)
     }
 
-    fn start_line(command: &mut Command, line: &str) -> Self {
+    pub fn start_line(command: &mut Command, line: &str) -> Self {
         command.args(["/bin/bash", "-c", line]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -36,7 +37,7 @@ impl Workload {
         workload
     }
 
-    fn runs(&mut self, line: &str) -> bool {
+    pub fn runs(&mut self, line: &str) -> bool {
         writeln!(self.input, "{line}").unwrap();
         let mut said = String::new();
         self.output.read_line(&mut said).unwrap();
@@ -44,12 +45,16 @@ impl Workload {
         said == "ran\n"
     }
 
-    fn reload(&self, policy: &Path) -> Outcome {
-        run(Command::new(CALLGATE).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
+    pub fn reload(&self, policy: &Path) -> Outcome {
+        self.reload_by(CALLGATE, policy)
+    }
+
+    fn reload_by(&self, program: &str, policy: &Path) -> Outcome {
+        run(Command::new(program).args(["reload", "--pid", &self.pid(), "--policy"]).arg(policy))
     }
 
     /// The supervisor, which is the guardian's only child.
-    fn pid(&self) -> String {
+    pub fn pid(&self) -> String {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap();
         children.trim().to_owned()
     }
@@ -58,7 +63,7 @@ impl Workload {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGHUP).unwrap();
     }
 
-    fn end(self) -> Outcome {
+    pub fn end(self) -> Outcome {
         drop(self.input);
         let outcome = finish(self.child);
         assert_eq!(outcome.code(), 0, "{outcome:?}");
@@ -69,7 +74,7 @@ impl Workload {
 const WITH_LS: &[&str] = &["/bin/bash", "/bin/ls"];
 const WITHOUT: &[&str] = &["/bin/bash"];
 
-fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
+pub fn write(fixture: &Fixture, name: &str, allowed: &[&str]) {
     let audit = json!({ "sinks": [format!("file:{}", fixture.path("records").display())] });
     fs::write(fixture.path(name), json!({ "allow_executables": allowed, "audit": audit }).to_string()).unwrap();
 }
@@ -94,7 +99,8 @@ fn a_policy_that_is_handed_over_decides_from_then_on() {
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert!(outcome.stdout.contains("other.json is in force"), "{outcome:?}");
     assert!(!workload.runs("ls /"));
-    assert_eq!(workload.reload(&fixture.policy()).code(), 0);
+    let outcome = workload.reload_by(env!("CARGO_BIN_EXE_callgatectl"), &fixture.policy());
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert!(workload.runs("ls /"));
     workload.end();
     let records = fixture.records();
@@ -177,7 +183,7 @@ fn on_a_read_only_mount_links_are_followed_as_kubernetes_makes_them() {
     symlink("1", outside.join("..data")).unwrap();
     symlink("..data/policy.json", outside.join("policy.json")).unwrap();
     let script = format!(
-        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin {CALLGATE} --policy {}/policy.json \"$@\"",
+        "mount --bind -o ro {} {}; exec setpriv --bounding-set=-sys_admin,-dac_read_search {CALLGATE} --policy {}/policy.json \"$@\"",
         outside.display(),
         inside.display(),
         inside.display()

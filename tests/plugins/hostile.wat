@@ -1,16 +1,20 @@
 ;; A plugin by hand, without anything that would keep it from doing harm. It is asked about programs and abstains, save that
-;; the tests put something else into the place of `(; declarations ;)`, `(; configure ;)` and `(; decide ;)`.
+;; the tests put something else into the place of `(; declarations ;)`, `(; realloc ;)`, `(; configure ;)` and `(; decide ;)`.
 (module
   (import "callgate:policy/host@0.1.0" "log" (func $log (param i32 i32 i32)))
   (import "callgate:policy/host@0.1.0" "ancestors" (func $ancestors (param i32)))
+  (import "callgate:policy/host@0.1.0" "canonical-path" (func $canonical_path (param i32 i32 i32)))
   (memory (export "memory") 3)
   (table $table 1 funcref)
   (global $next (mut i32) (i32.const 0x10000))
+  ;; Set: `realloc` does harm, too.
+  (global $wild (mut i32) (i32.const 0))
   (; declarations ;)
 
   ;; Never frees, but takes from the start when a page is used up: what the host hands over is read before.
   (func (export "cabi_realloc") (param $old i32) (param $old_size i32) (param $align i32) (param $size i32) (result i32)
     (local $at i32)
+    (if (global.get $wild) (then (; realloc ;)))
     (local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
     (global.set $next (i32.add (local.get $at) (local.get $size)))
     (if (i32.gt_u (global.get $next) (i32.const 0x28000)) (then (global.set $next (i32.const 0x10000))))
@@ -22,6 +26,7 @@
   ;; ok, and bit 0: exec.
   (data (i32.const 0x204) "\01")
   (func (export "callgate:policy/policy@0.1.0#configure") (param i32 i32) (result i32)
+    (local $n i32)
     (; configure ;)
     (i32.const 0x200))
 

@@ -14,7 +14,7 @@ use crate::event::{Action, Subject};
 use crate::policy::Mode;
 
 /// Name and version of the schema, which is `policies/record.schema.json`. Keys may be added within a version.
-const SCHEMA: &str = "callgate.record/1";
+pub(crate) const SCHEMA: &str = "callgate.record/1";
 
 /// A record as it is written. Every line of the log is one.
 #[derive(Serialize)]
@@ -329,7 +329,8 @@ pub(super) fn lost(mode: Mode, number: u64, lost: &[(String, u64)], as_text: boo
     )
 }
 
-fn what(action: &Action) -> String {
+/// What was asked for, for a person.
+pub(crate) fn what(action: &Action) -> String {
     match action {
         Action::Exec(exec) => format!("exec of {}", exec.file.path),
         Action::ExecFileless(exec) => format!("exec of a file without a path, {}", exec.file.path),
@@ -343,13 +344,14 @@ fn what(action: &Action) -> String {
     }
 }
 
-fn who(subject: &Subject) -> String {
+/// Who asked, for a person.
+pub(crate) fn who(subject: &Subject) -> String {
     let name = subject.executable.rsplit('/').next().unwrap_or_default();
     format!("{name}[{}] (uid {})", subject.pid, subject.uid)
 }
 
 /// What a hostile process calls its files must not end the line, nor move the cursor, nor look like something else.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         if misleads(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
@@ -402,11 +404,11 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_name_makes_a_terminal_do_anything(path: String, kind in 0..6, at in 0..9_usize) {
+        fn no_name_makes_a_terminal_do_anything(path: String, kind in 0..6_usize, at in 0..9_usize) {
             let trick = ["\u{9b}2J", "\x7f", "\u{202e}", "\u{2028}", "\x1b]0;x\x07", "\r"][kind];
             let path: String = path.chars().take(at).chain(trick.chars()).chain(path.chars().skip(at)).collect();
             let (event, decision) = record(&path);
-            let record = Record { mode: Mode::Enforce, event: &event, ancestors: vec![], decision: &decision, outcome: Outcome::Denied(13) };
+            let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
             let json = json(&record, 1);
             for line in [json.as_str(), &text(&record, false)] {
                 proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(misleads), "{:?}", line);

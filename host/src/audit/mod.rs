@@ -208,6 +208,7 @@ impl Audit {
             let writer = Writer {
                 place,
                 persistent: settings.when_full == WhenFull::Block,
+                naps: settings.when_full == WhenFull::Drop && settings.queue >= Writer::LONG,
                 text: sink.format == Format::Text || sink.format == Format::Auto && terminal,
                 colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
             };
@@ -274,7 +275,7 @@ impl Audit {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (done, wait) = sync_channel(1);
             if let Some(sender) = sender
-                && in_time(&sender, Item::Flush(done), deadline)
+                && send_until(&sender, Item::Flush(done), deadline)
             {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
@@ -305,15 +306,16 @@ impl Audit {
     }
 }
 
-/// Puts something into a queue that may be full until then. Whether it could.
-fn in_time(queue: &SyncSender<Item>, mut item: Item, deadline: Instant) -> bool {
+/// Whether there was room in the queue in time.
+fn send_until(sender: &SyncSender<Item>, mut item: Item, deadline: Instant) -> bool {
+    const SOON: Duration = Duration::from_micros(200);
     loop {
-        match queue.try_send(item) {
+        match sender.try_send(item) {
             Ok(()) => return true,
             Err(TrySendError::Full(back)) if Instant::now() < deadline => item = back,
             Err(_) => return false,
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(SOON);
     }
 }
 
@@ -322,6 +324,8 @@ struct Writer {
     place: Place,
     /// Whether a line that cannot be written is tried again until it can: the policy wants no record lost.
     persistent: bool,
+    /// Whether it may sleep while the queue fills.
+    naps: bool,
     text: bool,
     colour: bool,
 }
@@ -334,6 +338,8 @@ impl Writer {
     /// How long it sleeps when all is written: whoever records something meanwhile need not wake it, which costs more than
     /// recording.
     const NAP: Duration = Duration::from_millis(1);
+    /// A queue in which there is room for what comes in that time.
+    const LONG: usize = 1024;
 
     fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
         for first in lines {
@@ -341,7 +347,9 @@ impl Writer {
             while let Ok(next) = lines.try_recv() {
                 self.take(next, progress);
             }
-            std::thread::sleep(Self::NAP);
+            if self.naps {
+                std::thread::sleep(Self::NAP);
+            }
         }
     }
 

@@ -35,6 +35,7 @@ pub trait Facts: Send + Sync {
 
 /// What one of a process's standard streams is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Stream {
     /// There is none of that number.
@@ -63,6 +64,7 @@ pub enum Stream {
 /// Facts that were written down: for events without a live process, in a replay, or where an author tries a plugin. What
 /// is not written down is not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Facts"))]
 #[serde(deny_unknown_fields, default)]
 pub struct KnownFacts {
     /// Ancestors of the subject, parent first.
@@ -166,6 +168,17 @@ pub struct Denial {
     pub errno: Option<u16>,
 }
 
+impl Denial {
+    /// The errno(3) that the caller of an event of this kind gets.
+    pub fn errno_for(&self, kind: EventKind) -> i32 {
+        match self.errno {
+            Some(errno) => errno.into(),
+            None if matches!(kind, EventKind::Exec | EventKind::ExecFileless) => libc::EACCES,
+            None => libc::EPERM,
+        }
+    }
+}
+
 /// What the chain decided on an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -186,12 +199,7 @@ pub struct Decision {
 impl Decision {
     /// The errno(3) that the caller of an event of this kind gets; `None` if it is allowed.
     pub fn errno(&self, kind: EventKind) -> Option<i32> {
-        let denial = self.denial.as_ref()?;
-        Some(match denial.errno {
-            Some(errno) => errno.into(),
-            None if matches!(kind, EventKind::Exec | EventKind::ExecFileless) => libc::EACCES,
-            None => libc::EPERM,
-        })
+        self.denial.as_ref().map(|denial| denial.errno_for(kind))
     }
 }
 

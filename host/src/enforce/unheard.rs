@@ -93,16 +93,20 @@ impl Unheard {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The turn of a thread's notification, when what we still do for an earlier one has ended.
-    pub fn turn(&self, room: &Room, thread: u32, id: u64) -> Turn<'_> {
+    /// The turn of a thread's notification, when what we still do for an earlier one has ended. `None` if `goes_on` says no
+    /// before: a signal has ended this one as well, of which there may be many while we are busy.
+    pub fn turn(&self, room: &Room, thread: u32, id: u64, goes_on: impl Fn() -> bool) -> Option<Turn<'_>> {
         let mut inner = self.lock();
         while let Some(earlier) = inner.busy.get(&thread) {
+            if !goes_on() {
+                return None;
+            }
             room.hurry(*earlier);
             let waited = self.over.wait_timeout(inner, Duration::from_millis(1));
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         inner.busy.insert(thread, id);
-        Turn { unheard: self, thread }
+        Some(Turn { unheard: self, thread })
     }
 
     /// What came of this call if it was carried out already. `socket` says on what, `call` tells it from others there.

@@ -25,6 +25,9 @@ const MOST: u64 = 256;
 /// And how much of our limit of descriptors they may take.
 const SHARE: u64 = 12;
 
+/// How many processes are remembered of which it is not known when an exec is over.
+const UNSEEN: usize = 1 << 16;
+
 /// The threads that have called lately.
 #[derive(Debug)]
 pub struct Callers {
@@ -148,6 +151,10 @@ impl Callers {
     /// A thread of this process is about to be let go on with an exec. To be called before it is.
     pub fn exec(&self, pid: u32) -> UnderWay<'_> {
         let mut known = self.known();
+        if known.under_way.len() == UNSEEN {
+            self.misses_an_exec(); // after which it does not matter what is in there
+            known.under_way.clear();
+        }
         *known.under_way.entry(pid).or_default() += 1;
         UnderWay { callers: self, pid, over: false }
     }

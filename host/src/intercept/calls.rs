@@ -38,7 +38,7 @@ pub enum Call {
     Identity(Identity),
     /// setgroups(2).
     Setgroups,
-    /// A way around the network events.
+    /// A way around the events.
     Bypass(&'static str),
     /// A call that acts on a task named by its number, and could harm the supervisor.
     Task(&'static str),
@@ -118,6 +118,10 @@ const NETWORK: &[EventKind] =
 const PEERS: &[EventKind] = &[EventKind::Connect, EventKind::Listen];
 const EXEC: &[EventKind] = &[EventKind::Exec, EventKind::ExecFileless];
 const CREDENTIALS: &[EventKind] = &[EventKind::Credentials];
+const ANY: &[EventKind] = &EventKind::ALL;
+const PR_SET_MM: u64 = libc::PR_SET_MM as u64;
+const PR_SET_MM_EXE_FILE: u64 = libc::PR_SET_MM_EXE_FILE as u64;
+const PR_SET_MM_MAP: u64 = libc::PR_SET_MM_MAP as u64;
 const FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
 const IPPROTO_IP: u64 = libc::IPPROTO_IP as u64;
 const IPPROTO_IPV6: u64 = libc::IPPROTO_IPV6 as u64;
@@ -159,6 +163,9 @@ const GOVERNED: &[Row] = &[
     identity(libc::SYS_setresgid, "setresgid", false, 3),
     identity(libc::SYS_setfsgid, "setfsgid", false, 1),
     row(libc::SYS_setgroups, Call::Setgroups, CREDENTIALS, When::Always),
+    // Plugins are told what a process runs, as the kernel says: not what it says of itself.
+    row(libc::SYS_prctl, Call::Bypass("prctl"), ANY, When::Both((0, PR_SET_MM), (1, PR_SET_MM_EXE_FILE))),
+    row(libc::SYS_prctl, Call::Bypass("prctl"), ANY, When::Both((0, PR_SET_MM), (1, PR_SET_MM_MAP))),
     // A ring does network calls that seccomp never sees.
     row(libc::SYS_io_uring_setup, Call::Bypass("io_uring_setup"), NETWORK, When::Always),
     row(libc::SYS_io_uring_enter, Call::Bypass("io_uring_enter"), NETWORK, When::Always),
@@ -299,13 +306,16 @@ fn dword(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCond
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn what_nobody_subscribed_to_is_not_in_the_filter() {
         assert!(rules(EventKinds::NONE, None).unwrap().is_empty());
         let exec_only = rules(EventKinds::NONE.with(EventKind::Exec), None).unwrap();
-        assert_eq!(exec_only.keys().copied().collect::<Vec<_>>(), [libc::SYS_execve, libc::SYS_execveat]);
+        let expected = BTreeSet::from([libc::SYS_execve, libc::SYS_execveat, libc::SYS_prctl]);
+        assert_eq!(exec_only.into_keys().collect::<BTreeSet<_>>(), expected);
     }
 
     #[test]

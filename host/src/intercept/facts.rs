@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::readlinkat;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{SFlag, fstat, major, minor};
 
 use super::caller::Caller;
 use super::callers::Callers;
@@ -139,11 +139,11 @@ impl Facts for LiveFacts {
             SFlag::S_IFREG | SFlag::S_IFDIR => Stream::File(self.view.name(std::os::fd::AsFd::as_fd(&handle)).path),
             SFlag::S_IFIFO => Stream::Pipe,
             SFlag::S_IFSOCK => self.socket(number as i32),
-            _ => match readlinkat(self.caller.directory(), format!("fd/{number}").as_str()) {
+            kind => match readlinkat(self.caller.directory(), format!("fd/{number}").as_str()) {
                 Ok(name) => {
                     let name = name.to_string_lossy().into_owned();
-                    let terminal = ["/dev/pts/", "/dev/tty", "/dev/console"].iter().any(|at| name.starts_with(at));
-                    if terminal { Stream::Terminal(name) } else { Stream::Other(name) }
+                    let is_terminal = kind == SFlag::S_IFCHR && is_terminal(stat.st_rdev);
+                    if is_terminal { Stream::Terminal(name) } else { Stream::Other(name) }
                 }
                 Err(_) => Stream::Unknown,
             },
@@ -159,6 +159,18 @@ impl Facts for LiveFacts {
     }
 }
 
+/// Whether a character device is a terminal, by its number (admin-guide/devices.txt of the kernel): what it is called is the
+/// choice of whoever has mounted it there.
+fn is_terminal(device: u64) -> bool {
+    const PTMX: u64 = 2; // a terminal's other end
+    match major(device) {
+        5 => minor(device) != PTMX,
+        // Pseudo-terminals; consoles and serial ports; those on USB, of other machines, of hypervisors.
+        3 | 136..=143 | 4 | 166 | 188 | 204 | 229 => true,
+        _ => false,
+    }
+}
+
 impl LiveFacts {
     fn socket(&self, number: i32) -> Stream {
         let Ok(held) = Held::take(&self.caller, number) else { return Stream::Unknown };
@@ -170,6 +182,16 @@ impl LiveFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn terminals_are_known_by_their_numbers() {
+        let device = |name: &str| nix::sys::stat::stat(name).unwrap().st_rdev;
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        assert!(is_terminal(fstat(&terminal.slave).unwrap().st_rdev));
+        for (name, is) in [("/dev/tty", true), ("/dev/null", false), ("/dev/zero", false), ("/dev/ptmx", false)] {
+            assert_eq!(is_terminal(device(name)), is, "{name}");
+        }
+    }
 
     #[test]
     fn hosts_files_name_addresses() {

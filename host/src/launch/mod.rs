@@ -61,8 +61,9 @@ pub trait Supervision {
     /// # Errors
     /// The command is then not run.
     fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()>;
-    /// Somebody sent us SIGHUP. Whether that was all: else it is for the command.
-    fn hang_up(&mut self) -> bool;
+    /// Somebody sent us SIGHUP. Whether that was all: else it is for the command. `sender`: the process, if it could be one
+    /// of the workload.
+    fn hang_up(&mut self, sender: Option<u32>) -> bool;
     /// The command has ended; some of its descendants may go on.
     fn command_ended(&mut self);
     /// Nothing of the workload is left.
@@ -415,14 +416,17 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
         }
         while let Ok(Some(signal)) = signals.read_signal() {
             let signal = sent(&signal);
-            if running && outside.is_none() && !(is_hang_up(&signal) && supervision.hang_up()) {
+            if running && outside.is_none() && !(is_hang_up(&signal) && is_order(&signal, supervision)) {
                 forward(command, &signal, apart);
             }
         }
         while let (Some(outside), true) = (outside, running) {
             match outside.order() {
                 Ok(None) => break,
-                Ok(Some(Order::Signal(signal))) if is_hang_up(&signal) && supervision.hang_up() => {}
+                // The filter keeps the workload from sending the guardian any but such as come of input, whose codes are
+                // positive (`F_SETSIG`, fcntl(2)).
+                Ok(Some(Order::Signal(signal)))
+                    if is_hang_up(&signal) && signal.code <= 0 && supervision.hang_up(None) => {}
                 Ok(Some(Order::Signal(signal))) => process::send_on(command, &signal),
                 Ok(Some(Order::Resumed(time))) => {
                     resumed = time;
@@ -612,6 +616,13 @@ fn is_about_us(signal: &Sent) -> bool {
 /// Whether somebody has sent SIGHUP, and not a terminal that is no more.
 fn is_hang_up(signal: &Sent) -> bool {
     signal.number == libc::SIGHUP && signal.code != SI_KERNEL && !is_about_us(signal)
+}
+
+/// Whether a SIGHUP of the first process was an order. Of a pid namespace's first process the kernel keeps no signal that it
+/// waits for, and the filter none either. Who has sent it with kill(2) is known, if somebody inside; with rt_sigqueueinfo(2)
+/// one says oneself.
+fn is_order(signal: &Sent, supervision: &mut dyn Supervision) -> bool {
+    signal.code == libc::SI_USER && supervision.hang_up(Some(signal.pid).filter(|sender| *sender != 0))
 }
 
 /// The kernel itself sends the signal (sigaction(2)).

@@ -26,7 +26,7 @@ pub(super) fn component(
     settings: &PluginSettings,
     builtin: &'static [u8],
 ) -> Result<(Component, [u8; 32]), LoadError> {
-    let (component, digest) = match &settings.source {
+    Ok(match &settings.source {
         PluginSource::Builtin => {
             let component = precompiled::component(engine.wasm(), builtin)
                 .map_err(|e| LoadError::Invalid(format!("the built-in plugin does not fit this executable: {e:#}")))?;
@@ -42,14 +42,16 @@ pub(super) fn component(
             let known = engine.cache.as_ref().and_then(|cache| cache.find(engine.wasm(), &digest));
             (known.map_or_else(|| compile(engine, bytes), Ok)?, digest)
         }
-    };
-    check_imports(engine, &component)?;
-    Ok((component, digest))
+    })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    // A fifo would hold up the start; a device may never end.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+/// The bytes of a plugin's file.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is larger than plugins may be.
+pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    // A fifo would hold up the start; a device may never end; a terminal would become ours.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     file.and_then(read_component).map_err(|source| LoadError::Read { path: path.to_owned(), source })
 }
 
@@ -78,11 +80,15 @@ fn check_digest(digest: &[u8; 32], expected: &str) -> Result<(), LoadError> {
     }
 }
 
-fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
+/// Compiles a component.
+///
+/// # Errors
+/// It is none, or none that can be compiled here.
+pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
     match bytes {
         // Magic and version (binary format, 5.5.16).
         [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(LoadError::Invalid(
-            "a core module, not a component: make one of it with `wasm-tools component new`".into(),
+            "a core module, not a component: make one of it with `callgatectl plugin componentize`".into(),
         )),
         [b'\0', b'a', b's', b'm', ..] => Component::from_binary(engine.wasm(), bytes)
             .map_err(|e| LoadError::Invalid(format!("not a valid component: {e:#}"))),
@@ -91,7 +97,7 @@ fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
 }
 
 /// Refuses by name what the linker would refuse by absence: whoever adds to the linker has to come by here.
-fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError> {
+pub(super) fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError> {
     match component.component_type().imports(engine.wasm()).find(|(name, _)| !may_import(name)) {
         Some((name, _)) => Err(LoadError::Import(name.to_owned())),
         None => Ok(()),

@@ -109,16 +109,22 @@ pub(super) struct Paths {
     /// What all plugins of the engine have found.
     known: Arc<Mutex<HashMap<String, String>>>,
     found: HashMap<String, Option<String>>,
+    /// Bytes that `found` takes, about.
+    bytes: usize,
     settled: bool,
 }
 
 impl Paths {
-    /// How many different paths are looked up: each costs system calls.
-    const MOST: usize = 1 << 20;
+    /// How much is remembered: a quarter of a million paths of the usual length.
+    const BYTES: usize = 64 << 20;
+    /// What a path takes beside its own bytes and those of the answer.
+    const EACH: usize = 64;
+    /// What is longer is no path, and is not remembered (`PATH_MAX`, limits.h).
+    const LONGEST: usize = 4096;
 
     /// None yet.
     pub(super) fn of(engine: &Engine) -> Self {
-        Self { known: Arc::clone(&engine.paths), found: HashMap::new(), settled: false }
+        Self { known: Arc::clone(&engine.paths), found: HashMap::new(), bytes: 0, settled: false }
     }
 
     /// From now on nothing is looked up any more.
@@ -130,11 +136,8 @@ impl Paths {
         if let Some(found) = self.found.get(&path) {
             return Ok(found.clone());
         }
-        if self.settled {
+        if self.settled || path.len() >= Self::LONGEST {
             return Ok(None);
-        }
-        if self.found.len() == Self::MOST {
-            return Err(TooManyPaths);
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known
@@ -145,6 +148,10 @@ impl Paths {
             known.insert(path.clone(), found.clone());
         }
         drop(known);
+        self.bytes += path.len() + found.as_ref().map_or(0, String::len) + Self::EACH;
+        if self.bytes > Self::BYTES {
+            return Err(TooManyPaths);
+        }
         self.found.insert(path, found.clone());
         Ok(found)
     }
@@ -152,7 +159,7 @@ impl Paths {
 
 /// A plugin keeps looking up paths.
 #[derive(Debug, thiserror::Error)]
-#[error("looks up more than {} paths", Paths::MOST)]
+#[error("looks up more paths than fit into {} MiB", Paths::BYTES >> 20)]
 pub(super) struct TooManyPaths;
 
 fn subject(subject: crate::event::Subject) -> Subject {

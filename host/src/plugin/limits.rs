@@ -21,6 +21,11 @@ impl Limits {
     pub(super) fn new(memory: usize) -> Self {
         Self { memory, used: 0 }
     }
+
+    /// Bytes of linear memory in use.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
 }
 
 /// An instance wanted more memory than it may have. Ends the call, since what a plugin does without the memory that it

@@ -21,11 +21,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Store, Trap};
 
 use self::bindings::{PluginPre, types};
-pub use self::code::read_component;
+pub use self::code::{compile, read, read_component};
 pub use self::engine::{Clock, Engine, EngineError};
 use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
@@ -120,11 +120,20 @@ impl Plugin {
     /// See [`LoadError`].
     pub fn load(engine: &Engine, settings: &PluginSettings, builtin: &'static [u8]) -> Result<Self, LoadError> {
         let (component, digest) = code::component(engine, settings, builtin)?;
-        let mut linker = Linker::new(engine.wasm());
-        let code = bindings::Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)
-            .and_then(|()| PluginPre::new(linker.instantiate_pre(&component)?))
-            .map_err(|e| LoadError::Interface(format!("{e:#}")))?;
+        Self::of(engine, settings, &component, digest)
+    }
 
+    /// The same of a component that is compiled already, of bytes that have this SHA-256.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn of(
+        engine: &Engine,
+        settings: &PluginSettings,
+        component: &Component,
+        digest: [u8; 32],
+    ) -> Result<Self, LoadError> {
+        let code = link(engine, component)?;
         let name: Arc<str> = settings.name.as_str().into();
         let blueprint = Blueprint {
             engine: engine.clone(),
@@ -169,6 +178,14 @@ impl Plugin {
     /// The kinds of event that it wants to be asked about.
     pub fn subscriptions(&self) -> EventKinds {
         self.subscriptions
+    }
+
+    /// How much linear memory its instance has, in bytes. An instance never gives any back.
+    pub fn memory(&self) -> usize {
+        match &self.instance {
+            Instance::Live(live) => live.store.data().limits.used(),
+            Instance::Failed { .. } | Instance::None => 0,
+        }
     }
 
     /// Asks the plugin. `facts` are those of `event`.
@@ -219,6 +236,28 @@ impl Plugin {
             }
         };
     }
+}
+
+/// Asks a plugin what it is, whether it takes a configuration or not. The engine's clock must run.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn describe(engine: &Engine, component: &Component, memory: usize) -> Result<Description, LoadError> {
+    let code = link(engine, component)?;
+    let blueprint = Blueprint { engine: engine.clone(), code, digest: [0; 32], config: String::new(), memory };
+    let mut store = Store::new(engine.wasm(), State::new(memory, Log::new("plugin".into()), Paths::of(engine)));
+    let failed = |broken: Broken| LoadError::Start(broken.failure("plugin"));
+    let _running = engine.running().ok_or_else(|| failed(Broken::clock()))?;
+    blueprint.instantiate(&mut store).map(|(_, description)| description).map_err(failed)
+}
+
+/// Gives the component what plugins get, and nothing else.
+fn link(engine: &Engine, component: &Component) -> Result<PluginPre<State>, LoadError> {
+    code::check_imports(engine, component)?;
+    let mut linker = Linker::new(engine.wasm());
+    bindings::Plugin::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)
+        .and_then(|()| PluginPre::new(linker.instantiate_pre(component)?))
+        .map_err(|e| LoadError::Interface(format!("{e:#}")))
 }
 
 /// What instances are made from.
@@ -273,6 +312,19 @@ impl Blueprint {
 
     fn configure(&self, store: &mut Store<State>) -> Result<(bindings::Plugin, Description, EventKinds), StartError> {
         let _running = self.engine.running().ok_or_else(Broken::clock)?;
+        let (exports, description) = self.instantiate(store)?;
+        let guest = exports.callgate_policy_policy();
+        let configured = guest.call_configure(&mut *store, &self.config).map_err(|e| Broken::of(&e, store))?;
+        let kinds = configured.map_err(|e| StartError::Refused {
+            pointer: clean(e.pointer, SENTENCE),
+            message: clean(e.message, SENTENCE),
+            hint: e.hint.map(|hint| clean(hint, SENTENCE)),
+        })?;
+        Ok((exports, description, bindings::kinds(kinds)))
+    }
+
+    /// An instance that is not configured yet. The engine must be held running.
+    fn instantiate(&self, store: &mut Store<State>) -> Result<(bindings::Plugin, Description), Broken> {
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(TRANSFER);
         store.set_epoch_deadline(engine::ticks(START));
@@ -281,18 +333,12 @@ impl Blueprint {
         let exports = self.code.instantiate(&mut *store).map_err(|e| Broken::of(&e, store))?;
         let guest = exports.callgate_policy_policy();
         let description = guest.call_describe(&mut *store).map_err(|e| Broken::of(&e, store))?;
-        let configured = guest.call_configure(&mut *store, &self.config).map_err(|e| Broken::of(&e, store))?;
-        let kinds = configured.map_err(|e| StartError::Refused {
-            pointer: clean(e.pointer, SENTENCE),
-            message: clean(e.message, SENTENCE),
-            hint: e.hint.map(|hint| clean(hint, SENTENCE)),
-        })?;
         let description = Description {
             name: clean(description.name, NAME),
             version: clean(description.version, NAME),
             config_schema: description.config_schema,
         };
-        Ok((exports, description, bindings::kinds(kinds)))
+        Ok((exports, description))
     }
 }
 

@@ -45,6 +45,14 @@ impl PolicyError {
         Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
     }
 
+    /// The same, where the text is the part of `whole` that begins at `start`.
+    #[must_use]
+    pub fn within(mut self, whole: &Source, start: usize) -> Self {
+        self.place = Some(self.place.map_or(start..start, |place| place.start + start..place.end + start));
+        self.text.clone_from(&whole.text);
+        self
+    }
+
     /// The message with file, line, column, a caret under the place, and the hint.
     pub fn render(&self, colour: bool) -> String {
         let name = self.path.display().to_string();

@@ -1,10 +1,12 @@
 //! No shells from network servers: a web server, a database or a language runtime that starts a shell is mostly one that has
 //! been made to.
 //!
-//! A shell is denied if the process that asks for it, or one of its ancestors, runs a server. Scripts that a server is meant to
-//! run can be excepted.
+//! A shell is denied if the process that asks for it, or one of its ancestors, runs a server, or has run one before it ran something
+//! else. Scripts that a server is meant to run can be excepted.
 
-use callgate_sdk::{ConfigError, Event, Exec, Plugin, Verdict, ancestors, canonical_path};
+use std::collections::BTreeMap;
+
+use callgate_sdk::{ConfigError, Event, Exec, Plugin, Subject, Verdict, ancestors, canonical_path};
 use callgate_shells::Shells;
 use glob_match::glob_match;
 use schemars::JsonSchema;
@@ -16,7 +18,12 @@ pub struct NoShellFromServers {
     servers: Vec<String>,
     shells: Shells,
     except: Vec<String>,
+    /// Processes that have run a server: what they run now, and the server.
+    former: BTreeMap<u32, (String, String)>,
 }
+
+/// How many of those are remembered. An id that is used again mostly runs something else, and then it counts no more.
+const FORMER: usize = 10_000;
 
 /// What is a server, what a shell, and what may run nevertheless.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -96,28 +103,51 @@ impl Plugin for NoShellFromServers {
             servers: config.servers,
             shells: Shells::and(config.shells),
             except: except.collect::<Result<_, _>>()?,
+            former: BTreeMap::new(),
         })
     }
 
     fn exec(&mut self, event: &Event, exec: &Exec) -> Verdict {
-        let Some(shell) = self.shells.run_by(exec) else { return Verdict::Abstain };
-        if exec.file.canonical && self.except.contains(&exec.file.path) {
-            return Verdict::Abstain;
-        }
-        let up = ancestors();
+        let shell = self.shells.run_by(exec);
+        let excepted = exec.file.canonical && self.except.contains(&exec.file.path);
+        // Ancestors cost something, and are of interest for shells only.
+        let up = if shell.is_some() && !excepted { ancestors() } else { Vec::new() };
         let mut family = [&event.subject].into_iter().chain(&up);
-        let Some(server) = family.find(|process| self.is_server(&process.executable)) else { return Verdict::Abstain };
+        let Some((pid, server)) = family.find_map(|process| Some((process.pid, self.server(process)?))) else {
+            return Verdict::Abstain;
+        };
+        let Some(shell) = shell.filter(|_| !excepted) else {
+            self.remember(event.subject.pid, exec, server);
+            return Verdict::Abstain;
+        };
         let what = if shell == exec.file.path {
             shell.to_owned()
         } else {
             format!("{}, a script of {shell},", exec.file.path)
         };
-        let reason = format!("{what} would run below {}, process {}", server.executable, server.pid);
+        let reason = format!("{what} would run below {server}, process {pid}");
         Verdict::deny("no-shell-from-servers", reason).hint(format!("add {:?} to except", exec.file.path))
     }
 }
 
 impl NoShellFromServers {
+    /// The server that a process runs, or has run.
+    fn server(&self, process: &Subject) -> Option<String> {
+        if self.is_server(&process.executable) {
+            return Some(process.executable.clone());
+        }
+        let (runs, server) = self.former.get(&process.pid)?;
+        (*runs == process.executable).then(|| server.clone())
+    }
+
+    fn remember(&mut self, pid: u32, exec: &Exec, server: String) {
+        if self.former.len() >= FORMER && !self.former.contains_key(&pid) {
+            self.former.clear();
+        }
+        let runs = exec.interpreters.last().unwrap_or(&exec.file);
+        self.former.insert(pid, (runs.path.clone(), server));
+    }
+
     fn is_server(&self, executable: &str) -> bool {
         let name = executable.rsplit('/').next().unwrap_or_default();
         let is = |pattern: &str| glob_match(pattern, if pattern.starts_with('/') { executable } else { name });
@@ -147,6 +177,21 @@ mod tests {
                 .denial()
                 .is_some()
         );
+    }
+
+    #[test]
+    fn a_server_that_becomes_another_program_is_still_one() {
+        let mut plugin = plugin("{}");
+        assert_eq!(plugin.decide(exec("/usr/bin/env").executable("/usr/sbin/nginx").pid(7)), Verdict::Abstain);
+        assert!(plugin.decide(exec("/usr/bin/dash").executable("/usr/bin/env").pid(7)).denial().is_some());
+        assert_eq!(
+            plugin.decide(exec("/usr/bin/dash").executable("/usr/bin/make").pid(7)),
+            Verdict::Abstain,
+            "another process"
+        );
+        assert_eq!(plugin.decide(exec("/usr/bin/dash").executable("/usr/bin/env").pid(8)), Verdict::Abstain);
+        let child = exec("/usr/bin/dash").executable("/usr/bin/perl").pid(9).ancestor("/usr/bin/env");
+        assert!(plugin.decide(child.facts(|facts| facts.ancestors[0].pid = 7)).denial().is_some());
     }
 
     #[test]

@@ -21,6 +21,14 @@ pub struct Mistake {
     pub hint: Option<String>,
 }
 
+impl Mistake {
+    /// A mistake in serde's words; if they name what was expected, the hint is the name that is most like what was written.
+    pub fn new(pointer: String, message: String) -> Self {
+        let hint = similar(&message).map(|name| format!("did you mean {name:?}?"));
+        Self { pointer, message, hint }
+    }
+}
+
 /// Reads a value, all of whose syntax is known to be right.
 ///
 /// # Errors
@@ -34,8 +42,7 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Mistake> {
         if let Some(twice) = message.strip_prefix("duplicate field `") {
             pointer = format!("{pointer}/{}", escaped(twice.trim_end_matches('`')));
         }
-        let hint = similar(&message).map(|name| format!("did you mean {name:?}?"));
-        Mistake { pointer, message, hint }
+        Mistake::new(pointer, message)
     })?;
     json.end().map_err(|error| Mistake { pointer: String::new(), message: without_place(&error), hint: None })?;
     Ok(value)
@@ -57,7 +64,8 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-fn escaped(key: &str) -> String {
+/// A key as part of a JSON Pointer.
+pub fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
