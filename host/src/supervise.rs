@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
 use crate::control::{self as orders, Control, Request};
 use crate::decide::{Chain, Decision, Denial, Facts};
-use crate::enforce::exec::{self as verified, Verified};
+use crate::enforce::exec::{self as verified, Again, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
 use crate::enforce::signals;
 use crate::enforce::traced::Turns;
@@ -91,6 +91,7 @@ struct Office {
     own: Own,
     findings: Findings,
     turns: Turns,
+    again: Again,
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
@@ -140,6 +141,7 @@ impl Supervision for Supervisor {
             own: Own { identity: own, withheld: self.withheld },
             findings,
             turns: Turns::default(),
+            again: Again::default(),
             renewal,
             room,
             sockets: Sockets::default(),
@@ -412,6 +414,10 @@ impl Office {
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
+        let is_groups = calls::call(notification.number) == Some(Call::Setgroups);
+        if is_groups && notification.arch == seccomp::NATIVE_ARCH && self.again.is_expected(notification.tid) {
+            return Some(Answer::Continue);
+        }
         let Ok(_turn) = self.turn(notification) else { return None };
         // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
         let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
@@ -706,7 +712,7 @@ impl Office {
                 Copy::Numbers => return Some(Answer::Continue),
                 Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
                 Copy::Groups(groups) => {
-                    let result = verified::groups(&self.listener, &self.view, id, caller, groups);
+                    let result = verified::groups(&self.listener, &self.view, &self.again, id, caller, groups);
                     let (event, decision) = decided?;
                     return self.verified(event, decision, result);
                 }

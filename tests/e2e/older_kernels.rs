@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Fixture, Outcome, run};
+use crate::harness::{Fixture, Outcome, repository, run};
 use crate::network::governed;
 use crate::plugins::hostile;
 
@@ -126,4 +126,29 @@ fn what_a_signal_interrupts_and_the_program_makes_again_is_carried_out_once() {
 #[test]
 fn an_answer_that_nobody_heard_is_forgotten_at_the_next_call() {
     interrupted("changed-eintr", SEND);
+}
+
+#[test]
+fn a_list_of_groups_that_changes_gives_no_others_not_for_a_moment() {
+    let fixture = Fixture::new(json!({ "allow_executables": ["/**"], "users": { "uids": [0], "gids": [0, 5] } }));
+    let include = format!("-I{}", repository("tests/attacks").display());
+    let attack = fixture.compile("users", include_str!("../attacks/users.c"), &[&include]);
+    let older = older(&fixture);
+    for mode in ["groups-race", "groups-second"] {
+        let outcome = run(callgate(&fixture, Some(&older)).arg(&attack).args([mode, "1000"]));
+        assert!(!outcome.stdout.contains("ESCAPED"), "{mode}: {outcome:?}");
+    }
+    // And those that are allowed are had, also under signals.
+    let change = "import os, signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+for groups in [[5], [0, 5], []] * 100:
+    os.setgroups(groups)
+    assert os.getgroups() == groups, (os.getgroups(), groups)
+try:
+    os.setgroups([7])
+except PermissionError:
+    print('refused')";
+    let outcome = run(callgate(&fixture, Some(&older)).args(["/usr/bin/python3", "-c", change]));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "refused\n"), "{outcome:?}");
 }

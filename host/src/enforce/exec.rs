@@ -5,9 +5,11 @@
 //! failed, an ordinary one. Everything here happens on the thread that received the notification, because ptrace belongs
 //! to a thread.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -105,9 +107,16 @@ fn seen_to_end(
 ///
 /// # Errors
 /// As [`exec`].
-pub fn groups(listener: &Listener, view: &View, id: u64, caller: &Caller, groups: &[u32]) -> io::Result<Verified> {
+pub fn groups(
+    listener: &Listener,
+    view: &View,
+    again: &Again,
+    id: u64,
+    caller: &Caller,
+    groups: &[u32],
+) -> io::Result<Verified> {
     let before = &caller.status()?.identity.groups;
-    held(listener, view, id, caller, |_, _| {
+    let check = || {
         let Ok(now) = Status::read(caller.directory()) else {
             return Some("its groups could not be read".to_owned());
         };
@@ -117,7 +126,95 @@ pub fn groups(listener: &Listener, view: &View, id: u64, caller: &Caller, groups
         }
         found.sort_unstable();
         (found != groups).then(|| format!("it has the groups {found:?}"))
-    })
+    };
+    if listener.keeps_callers() {
+        held(listener, view, id, caller, |_, _| check())
+    } else {
+        made_again(view, again, caller, check)
+    }
+}
+
+/// Threads of the workload whose setgroups(2) was allowed and is made again under our eyes: it is not decided on again.
+#[derive(Debug, Default)]
+pub struct Again(Mutex<HashSet<u32>>);
+
+impl Again {
+    fn threads(&self) -> MutexGuard<'_, HashSet<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this thread is one of them. Once.
+    pub fn is_expected(&self, tid: u32) -> bool {
+        self.threads().remove(&tid)
+    }
+}
+
+/// Before Linux 5.19 nothing can be kept pending for the end of a call that waits for our answer, and after the answer the
+/// caller would run on for a moment before it can be stopped. So it is stopped first, which ends the call; the kernel starts
+/// it again, and each of its ends is a stop (`PTRACE_SYSCALL`): the last before anything runs with the new groups.
+fn made_again(
+    view: &View,
+    again: &Again,
+    caller: &Caller,
+    check: impl FnOnce() -> Option<String>,
+) -> io::Result<Verified> {
+    let thread = Pid::from_raw(caller.tid as i32);
+    match ptrace::seize(thread, ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD) {
+        Ok(()) => {}
+        Err(Errno::ESRCH) => return Ok(Verified::Gone),
+        Err(Errno::EPERM) => return Ok(Verified::Traced),
+        Err(error) => return Err(error.into()),
+    }
+    let _ = ptrace::interrupt(thread);
+    let mut expected = false;
+    let wrong = loop {
+        let signal = match next_stop(view, thread) {
+            None => {
+                again.is_expected(caller.tid);
+                return Ok(Verified::Gone);
+            }
+            Some(WaitStatus::PtraceSyscall(_)) if expected => break check(),
+            Some(WaitStatus::PtraceSyscall(_)) => {
+                // A handler of a signal may have run meanwhile, and makes a call of its own.
+                let call = traced::current_call(view, caller.tid).unwrap_or_default();
+                if call.split(' ').next() != Some(&libc::SYS_setgroups.to_string()) {
+                    break None;
+                }
+                expected = again.threads().insert(caller.tid);
+                None
+            }
+            Some(WaitStatus::Stopped(_, signal)) => Some(signal),
+            Some(_) => None,
+        };
+        let _ = ptrace::syscall(thread, signal);
+    };
+    again.is_expected(caller.tid);
+    if wrong.is_some() {
+        let _ = kill(thread, Signal::SIGKILL);
+    }
+    release(view, thread);
+    Ok(wrong.map_or(Verified::Done, Verified::Killed))
+}
+
+/// The next stop of a thread that we hold; `None` if it has ended.
+fn next_stop(view: &View, thread: Pid) -> Option<WaitStatus> {
+    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    loop {
+        let peek = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(thread), peek) {
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+                reap(view, thread);
+                return None;
+            }
+            Ok(_) => match waitpid(thread, Some(flags | WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {}
+                Ok(stop) => return Some(stop),
+                Err(_) => return None,
+            },
+        }
+    }
 }
 
 /// Holds the caller while the kernel carries out its call, and kills it if `check` finds something wrong.

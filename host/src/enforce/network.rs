@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use landlock::{AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError};
 use nix::errno::Errno;
@@ -73,6 +74,17 @@ impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.own.act_as(&*self.caller.identity(self.view)?, 0, work)
+    }
+
+    /// Where a signal ends the caller's call: waits until it has, if there is one. An answer in that very moment would be
+    /// lost (see [`super::unheard`]).
+    fn let_go(&self) {
+        for _ in 0..200 {
+            if self.listener.keeps_callers() || Over::look(self.listener, self.id, self.caller) != Some(Over::Signal) {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// Makes a call that may wait. `limit`: the socket's option that says how long.
@@ -365,7 +377,12 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
                     }
                 }
             }
-            Ok(_) => return Performed::Answer(Answer::Value(sending.sent as i64)),
+            Ok(_) => {
+                if wait && sending.is_cut_short() {
+                    desk.let_go();
+                }
+                return Performed::Answer(Answer::Value(sending.sent as i64));
+            }
             Err(_) if sending.sent > 0 => return Performed::Answer(Answer::Value(sending.sent as i64)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINPROGRESS) if !wait && may_wait() => wait = true,

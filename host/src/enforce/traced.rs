@@ -326,7 +326,7 @@ fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> bool {
 }
 
 /// The call that a thread waits in, with its arguments, as proc_pid_syscall(5) shows it; `None` while it runs.
-fn current_call(view: &View, tid: u32) -> Option<String> {
+pub(super) fn current_call(view: &View, tid: u32) -> Option<String> {
     read(view, &format!("{tid}/syscall")).filter(|call| !call.starts_with("running"))
 }
 
