@@ -60,6 +60,9 @@ const QUIET: u32 = 20;
 /// that happens to be this one is merely looked at in its own time.
 const BELL: u64 = u64::MAX;
 
+/// How many descriptors are enough for all calls that do not wait: sixty threads are kept for them.
+const SPARE: u64 = 2048;
+
 /// Those who wait.
 #[derive(Debug)]
 pub struct Room {
@@ -103,7 +106,7 @@ impl Drop for Seat<'_> {
 }
 
 impl Room {
-    /// An empty one, for so many, of whom three quarters of the process's descriptors are enough.
+    /// An empty one, for so many, who leave a quarter of the process's descriptors, or `SPARE`, to others.
     ///
     /// # Errors
     /// The kernel's.
@@ -117,7 +120,7 @@ impl Room {
             epoll,
             bell,
             seats: AtomicUsize::new(seats),
-            descriptors: limit - limit / 4,
+            descriptors: limit - (limit / 4).min(SPARE),
         })
     }
 
