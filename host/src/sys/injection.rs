@@ -2,11 +2,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
+#[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
 use nix::errno::Errno;
+#[cfg(target_arch = "x86_64")]
 use nix::sys::ptrace;
+#[cfg(target_arch = "x86_64")]
 use nix::sys::signal::{Signal, kill};
+#[cfg(target_arch = "x86_64")]
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
