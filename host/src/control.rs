@@ -18,14 +18,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PassCred, PeerCredentials, ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
     UnixCredentials, accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, setsockopt, socket,
 };
-use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
@@ -113,8 +111,7 @@ fn converse(peer: &OwnedFd, view: &View, filters: u32, obey: impl Fn(Request) ->
     // A pid of 0: in no pid namespace of ours.
     let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0).context("a peer from elsewhere")?;
     let held = pidfd::open(pid, Target::Process)?;
-    let directory = openat(view.proc(), pid.to_string().as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let status = Status::read(directory.as_fd())?;
+    let status = Status::of(view, pid)?;
     // What we have connected ourselves, we have connected for the workload.
     let outside = pid != std::process::id() && status.filters.is_some_and(|theirs| theirs < filters);
     if !outside || !allowed(&status) {
@@ -154,7 +151,7 @@ fn is_alive(process: &OwnedFd) -> bool {
 /// Something that nobody can know beforehand.
 fn word() -> Result<String> {
     let random = crate::sys::process::random::<16>().context("no random numbers")?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(random))
 }
 
 fn answer(peer: &OwnedFd, reply: &Reply) -> Result<()> {

@@ -15,7 +15,6 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::mount::MsFlags;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
@@ -116,7 +115,6 @@ impl Supervision for Supervisor {
         let findings = guarantees::find(&view, &listener, command)?;
         findings.check(&self.policy.require, wanted, mode)?;
         listener.synchronous_wake_up();
-        raise_descriptor_limit();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
         let audit = Audit::start(&self.policy.audit)?;
@@ -310,21 +308,12 @@ impl Office {
 
     /// Whether a process is none of the workload's, if that can be told.
     fn is_outside(&self, pid: u32) -> Option<bool> {
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let directory = openat(self.view.proc(), pid.to_string().as_str(), flags, FileMode::empty()).ok()?;
-        let theirs = Status::read(directory.as_fd()).ok()?.filters?;
+        let theirs = Status::of(&self.view, pid).ok()?.filters?;
         Some(theirs < self.findings.filters?)
     }
 
     fn mode(&self) -> Mode {
         if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
-    }
-}
-
-/// Each call that waits holds some descriptors. The workload's own limit was set when it was started.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -217,7 +217,7 @@ pub(super) fn reloaded_json(reloaded: &Reloaded, number: u64) -> String {
     let what = ReloadedLine {
         event: "policy-reloaded",
         policy: reloaded.policy.path.display().to_string(),
-        sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex::encode(digest),
         by: reloaded.by,
         plugins: &reloaded.plugins,
     };

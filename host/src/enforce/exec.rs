@@ -328,11 +328,9 @@ fn reap(view: &View, pid: Pid) {
 }
 
 fn is_own_child(view: &View, pid: Pid) -> bool {
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let directory = openat(view.proc(), pid.to_string().as_str(), flags, Mode::empty());
-    let status = directory.map_err(io::Error::from).and_then(|directory| Status::read(directory.as_fd()));
     // One of which nothing can be read may be the command.
-    status.map_or(true, |status| status.pid == pid.as_raw() as u32 && status.parent == std::process::id())
+    Status::of(view, pid.as_raw() as u32)
+        .map_or(true, |status| status.pid == pid.as_raw() as u32 && status.parent == std::process::id())
 }
 
 /// In what the program at the stop differs from the one that was decided on.

@@ -138,9 +138,7 @@ fn processes(view: &View) -> Vec<u32> {
 /// A process, and what it was when nothing else could have its number.
 fn open(view: &View, pid: u32) -> Option<(OwnedFd, Status)> {
     let process = pidfd::open(pid, Target::Process).ok()?;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let directory = openat(view.proc(), pid.to_string().as_str(), flags, Mode::empty()).ok()?;
-    let status = Status::read(directory.as_fd()).ok()?;
+    let status = Status::of(view, pid).ok()?;
     // It still lives, so what we read was its own.
     pidfd::signal(process.as_fd(), 0).is_ok().then_some((process, status))
 }

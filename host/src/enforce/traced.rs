@@ -22,7 +22,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -336,9 +336,7 @@ fn state(view: &View, pid: u32) -> Option<char> {
 }
 
 fn status(view: &View, tid: u32) -> Option<Status> {
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let directory = openat(view.proc(), tid.to_string().as_str(), flags, Mode::empty()).ok()?;
-    Status::read(directory.as_fd()).ok()
+    Status::of(view, tid).ok()
 }
 
 fn read(view: &View, name: &str) -> Option<String> {

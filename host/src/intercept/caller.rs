@@ -453,6 +453,15 @@ pub struct Status {
 }
 
 impl Status {
+    /// The status of the process or thread that has this number now.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be looked at.
+    pub fn of(view: &View, id: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Self::read(openat(view.proc(), id.to_string().as_str(), flags, Mode::empty())?.as_fd())
+    }
+
     /// Reads the status of the thread whose `/proc` directory this is.
     ///
     /// # Errors

@@ -460,7 +460,7 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// The value of a variable in the environment block that the caller hands to the new program. At most 64 KiB are looked at.

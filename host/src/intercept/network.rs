@@ -223,7 +223,7 @@ fn unix_path<'a>(socket: &Socket, bytes: &'a [u8]) -> Option<&'a [u8]> {
 /// Decodes an address as the kernel will understand it on this socket.
 pub fn decode(socket: &Socket, bytes: &[u8]) -> Address {
     let Some((family, rest)) = bytes.split_at_checked(2) else {
-        return Address::Other { number: 0, data: hexadecimal(bytes) };
+        return Address::Other { number: 0, data: hex::encode(bytes) };
     };
     let family = u16::from_ne_bytes([family[0], family[1]]);
     let u16_at = |at: usize| rest.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
@@ -266,11 +266,7 @@ pub fn decode(socket: &Socket, bytes: &[u8]) -> Address {
         },
         _ => None,
     };
-    decoded.unwrap_or_else(|| Address::Other { number: family, data: hexadecimal(rest) })
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    decoded.unwrap_or_else(|| Address::Other { number: family, data: hex::encode(rest) })
 }
 
 /// One message to be sent: the private copy of it.

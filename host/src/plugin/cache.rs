@@ -69,6 +69,5 @@ pub fn fill(directory: &Path, components: &[Vec<u8>]) -> io::Result<Vec<PathBuf>
 }
 
 fn name(digest: &[u8; 32]) -> String {
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{digest}.cwasm")
+    format!("{}.cwasm", hex::encode(digest))
 }

@@ -72,7 +72,7 @@ pub fn read_component(file: File) -> io::Result<Vec<u8>> {
 }
 
 fn check_digest(digest: &[u8; 32], expected: &str) -> Result<(), LoadError> {
-    let actual: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let actual = hex::encode(digest);
     if actual.eq_ignore_ascii_case(expected) {
         Ok(())
     } else {
