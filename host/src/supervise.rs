@@ -636,6 +636,7 @@ impl Office {
             return Some(Answer::Continue);
         }
         let digests = facts.digests();
+        let mut under_way = self.callers.exec(caller.pid);
         let result = verified::exec(
             &self.listener,
             &self.view,
@@ -645,8 +646,11 @@ impl Office {
             caller,
             program,
             &digests,
-            self.callers.exec(caller.pid),
+            &mut under_way,
         );
+        if result.is_ok() {
+            under_way.is_over();
+        }
         self.verified(event, decision, result)
     }
 

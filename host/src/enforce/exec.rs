@@ -45,31 +45,13 @@ pub enum Verified {
 }
 
 /// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
-/// `filters` is how many filters a process has that has none of its own. `under_way` is told when the exec is over.
+/// `filters` is how many filters a process has that has none of its own. `under_way` is told as soon as it is known that the exec is over;
+/// after a success it is, whatever was said.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
 #[allow(clippy::too_many_arguments)] // each is a thing of its own
 pub fn exec(
-    listener: &Listener,
-    view: &View,
-    turns: &Turns,
-    filters: Option<u32>,
-    id: u64,
-    caller: &Caller,
-    program: &Program,
-    digests: &[(FileRole, String)],
-    mut under_way: UnderWay<'_>,
-) -> io::Result<Verified> {
-    let result = seen_to_end(listener, view, turns, filters, id, caller, program, digests, &mut under_way);
-    if result.is_ok() {
-        under_way.is_over();
-    }
-    result
-}
-
-#[allow(clippy::too_many_arguments)] // as above
-fn seen_to_end(
     listener: &Listener,
     view: &View,
     turns: &Turns,
