@@ -63,7 +63,7 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     let launch =
         Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
     let origin = Origin::of(&wrap.policy)?;
-    let mut supervisor = Supervisor::new(engine, chain, mode, policy, &launch.without, origin, wrap.mode);
+    let mut supervisor = Supervisor::new(engine, chain, mode, policy, origin, wrap.mode);
     let filter = |protected| {
         let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
         Filter::new(rules).context("cannot make the seccomp filter")
@@ -86,14 +86,18 @@ pub(crate) fn mode(policy: &Policy, asked: Option<(Mode, &'static str)>) -> Mode
     }
 }
 
+/// [`WITHHELD`], as bits.
+pub(crate) fn withheld() -> u64 {
+    WITHHELD.iter().fold(0, |bits, capability| bits | 1 << capability)
+}
+
 /// The most that the command and what it starts may be: what we are, less what is withheld.
 pub(crate) fn workload() -> Result<Identity> {
-    let withheld = WITHHELD.iter().fold(0_u64, |bits, capability| bits | 1 << capability);
     Ok(Identity {
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
         groups: Vec::new(),
-        capabilities: capability_sets()?.permitted & !withheld,
+        capabilities: capability_sets()?.permitted & !withheld(),
     })
 }
 

@@ -4,32 +4,34 @@
 //! would cost more than the decision. Whose turn it is to receive is [`Relay`]'s business, which sees to it that a call that
 //! takes long (a connection, a page that does not come) delays no other.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+mod guard;
+mod renewal;
+
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::MsFlags;
-use nix::sys::stat::{Mode as FileMode, fstatat};
+use nix::sys::stat::Mode as FileMode;
 use nix::unistd::Pid;
 
-use crate::audit::{Audit, Outcome, Record, Refusal, Reloaded};
-use crate::control::{self as orders, Control, Request};
+use self::renewal::Renewal;
+use crate::audit::{Audit, Outcome, Record, Refusal};
+use crate::control as orders;
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Again, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
-use crate::enforce::signals;
 use crate::enforce::traced::Turns;
 use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{self, Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
-use crate::intercept::caller::{Caller, Status};
+use crate::intercept::caller::Caller;
 use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
@@ -40,9 +42,9 @@ use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
 use crate::plugin::{Clock, Engine};
-use crate::policy::{AuditSettings, Guarantee, Mode, Policy, Sighup};
+use crate::policy::{Guarantee, Mode, Policy};
 use crate::relay::{self, Relay};
-use crate::reload::{Candidate, Origin};
+use crate::reload::Origin;
 use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
 use crate::sys::{interruption, pidfd, process, seccomp, socket};
@@ -54,7 +56,6 @@ pub struct Supervisor {
     chain: Option<Chain>,
     mode: Mode,
     policy: Policy,
-    withheld: u64,
     origin: Option<Origin>,
     /// The mode that a flag or the environment asked for, and which of them.
     asked: Option<(Mode, &'static str)>,
@@ -62,19 +63,17 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor that decides with `chain`. `without`: capabilities that the workload does not get. `origin`: where the
-    /// policy came from; `asked`: the mode that a flag or the environment asked for, and which of them.
+    /// A supervisor that decides with `chain`. `origin`: where the policy came from; `asked`: the mode that a flag or the
+    /// environment asked for, and which of them.
     pub fn new(
         engine: Engine,
         chain: Chain,
         mode: Mode,
         policy: Policy,
-        without: &[u32],
         origin: Origin,
         asked: Option<(Mode, &'static str)>,
     ) -> Self {
-        let withheld = without.iter().fold(0, |bits, capability| bits | 1 << capability);
-        Self { engine, chain: Some(chain), mode, policy, withheld, origin: Some(origin), asked, running: None }
+        Self { engine, chain: Some(chain), mode, policy, origin: Some(origin), asked, running: None }
     }
 }
 
@@ -118,15 +117,8 @@ impl Supervision for Supervisor {
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
         let audit = Audit::start(&self.policy.audit)?;
-        let renewal = Renewal {
-            engine: self.engine.clone(),
-            origin: self.origin.take().context("begun twice")?,
-            asked: self.asked,
-            audit: self.policy.audit.clone(),
-            under_way: Mutex::new(()),
-            passes_hang_ups_on: AtomicBool::new(self.policy.sighup == Sighup::PassOn),
-            hang_ups: AtomicU32::new(0),
-        };
+        let origin = self.origin.take().context("begun twice")?;
+        let renewal = Renewal::new(self.engine.clone(), origin, self.asked, &self.policy);
         let room = Room::new(SEATS)?;
         let office = Arc::new_cyclic(|office: &Weak<Office>| Office {
             listener,
@@ -136,7 +128,7 @@ impl Supervision for Supervisor {
             background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
             dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
-            own: Own { identity: own, withheld: self.withheld },
+            own: Own { identity: own, withheld: wrap::withheld() },
             findings,
             turns: Turns::default(),
             again: Again::default(),
@@ -162,48 +154,13 @@ impl Supervision for Supervisor {
             })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
-        control(&office);
+        renewal::control(&office);
         self.running = Some((office, clock));
         Ok(())
     }
 
     fn hang_up(&mut self, sender: Option<u32>) -> bool {
-        let Some((office, _)) = &self.running else { return false };
-        if office.renewal.passes_hang_ups_on.load(SeqCst) {
-            return false;
-        }
-        // The file may have a policy in whose place another was put.
-        match sender.map(|sender| (sender, office.is_outside(sender))) {
-            None | Some((_, Some(true))) => {}
-            Some((_, Some(false))) => return false,
-            Some((sender, None)) => {
-                tracing::warn!(
-                    "the policy is not read again: process {sender}, which has sent SIGHUP, is gone and may have been the \
-                     workload's; from inside use `callgate reload`"
-                );
-                return true;
-            }
-        }
-        // Of many that come meanwhile the last one counts, and none of them takes a thread.
-        if office.renewal.hang_ups.fetch_add(1, SeqCst) > 0 {
-            return true;
-        }
-        let ours = Arc::clone(office);
-        // Plugins are compiled, which may take a while, and the main thread has to look after the command.
-        let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
-            loop {
-                let so_far = ours.renewal.hang_ups.load(SeqCst);
-                let _ = ours.renew(Request::Reload);
-                if ours.renewal.hang_ups.fetch_sub(so_far, SeqCst) == so_far {
-                    break;
-                }
-            }
-        });
-        if let Err(error) = started {
-            office.renewal.hang_ups.store(0, SeqCst);
-            tracing::error!("the policy is not read again, there is no thread for it: {error}");
-        }
-        true
+        self.running.as_ref().is_some_and(|(office, _)| office.hang_up(sender))
     }
 
     fn command_ended(&mut self) {
@@ -217,103 +174,6 @@ impl Supervision for Supervisor {
             office.over.store(true, SeqCst);
             office.audit.finish(office.mode(), Duration::from_secs(2));
         }
-    }
-}
-
-/// What another policy is made from, and what of the first one it cannot change.
-struct Renewal {
-    engine: Engine,
-    origin: Origin,
-    asked: Option<(Mode, &'static str)>,
-    audit: AuditSettings,
-    /// Held while another policy is put into force: one at a time.
-    under_way: Mutex<()>,
-    /// Whether the policy in force leaves SIGHUP to the command. The main thread asks, which waits for nobody.
-    passes_hang_ups_on: AtomicBool,
-    /// How often the policy is still to be read again.
-    hang_ups: AtomicU32,
-}
-
-/// Takes orders from outside of the workload, where it can be told who gives them.
-fn control(office: &Arc<Office>) {
-    let Some(filters) = office.findings.filters else {
-        tracing::info!("the supervisor takes no orders: this kernel (before Linux 5.9) does not count seccomp filters");
-        return;
-    };
-    let ours = Arc::clone(office);
-    let serve = move |control: Control| control.serve(&ours.view, filters, |request| ours.renew(request));
-    let started = Control::open().and_then(|control| {
-        let builder = std::thread::Builder::new().name("callgate-control".into()).stack_size(STACK);
-        Ok(builder.spawn(move || serve(control))?)
-    });
-    if let Err(error) = started {
-        tracing::warn!("the supervisor takes no orders: {error:#}");
-    }
-}
-
-impl Office {
-    /// Puts another policy into force, if all of it is well. Says what came of it.
-    fn renew(&self, request: Request) -> Result<String> {
-        let by = if matches!(request, Request::Reload) { "read again" } else { "handed over" };
-        let _alone = self.renewal.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewed = self.candidate(request).and_then(|candidate| self.put_into_force(candidate, by));
-        match &renewed {
-            Ok(said) => tracing::info!("{said}"),
-            Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
-        }
-        renewed
-    }
-
-    fn candidate(&self, request: Request) -> Result<Candidate> {
-        let Renewal { engine, origin, asked, .. } = &self.renewal;
-        let (policy, source) = match request {
-            Request::Reload => origin.read_again(&wrap::workload()?)?,
-            Request::Take(handed) => handed.read()?,
-        };
-        Candidate::load(engine, policy, source, *asked)
-    }
-
-    fn put_into_force(&self, candidate: Candidate, by: &'static str) -> Result<String> {
-        let Candidate { policy, mut chain, mode, source } = candidate;
-        let wanted = chain.subscriptions();
-        let missing: Vec<&str> =
-            wanted.iter().filter(|kind| !self.wanted.contains(*kind)).map(EventKind::name).collect();
-        if !missing.is_empty() {
-            let message = format!(
-                "it governs {}, which this workload's filter was not made for: a filter cannot be changed",
-                missing.join(", ")
-            );
-            return Err(source.mistake("", message, Some("start the workload anew".to_owned())).into());
-        }
-        if policy.audit != self.renewal.audit {
-            let message =
-                "the audit log cannot be changed while the workload runs: it could have changed where paths lead";
-            return Err(source
-                .mistake("/audit", message.to_owned(), Some("start the workload anew".to_owned()))
-                .into());
-        }
-        self.findings.check(&policy.require, wanted, mode)?;
-        let mut current = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        chain.take_over(&mut current);
-        let old = std::mem::replace(&mut *current, chain);
-        self.dry_run.store(mode == Mode::DryRun, SeqCst);
-        drop(current);
-        drop(old);
-        self.renewal.passes_hang_ups_on.store(policy.sighup == Sighup::PassOn, SeqCst);
-        let plugins: Vec<String> = policy.plugins.into_iter().map(|plugin| plugin.name).collect();
-        let said = format!("{} is in force ({by}; {mode}; plugins: {})", source.path.display(), plugins.join(", "));
-        self.audit.reloaded(Reloaded { mode, time_ms: now_ms(), policy: source, by, plugins });
-        Ok(said)
-    }
-
-    /// Whether a process is none of the workload's, if that can be told.
-    fn is_outside(&self, pid: u32) -> Option<bool> {
-        let theirs = Status::of(&self.view, pid).ok()?.filters?;
-        Some(theirs < self.findings.filters?)
-    }
-
-    fn mode(&self) -> Mode {
-        if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
 }
 
@@ -897,94 +757,8 @@ impl Office {
         }
     }
 
-    /// A call that names a task, or a signal: not against us.
-    fn guard(&self, caller: &Caller, call: Call, notification: &Notification) -> Option<Answer> {
-        // Numbers of another pid namespace. The supervisor has none in there, so the kernel finds nobody to harm.
-        let Ok(status) = caller.status() else { return Some(Answer::Errno(libc::EPERM)) };
-        if status.ids.len() > 1 {
-            return match call {
-                Call::PidfdSendSignal => self.signal_by_descriptor(caller, notification),
-                _ => Some(Answer::Continue),
-            };
-        }
-        let refused =
-            |why: &str| Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why));
-        let (first, second) = (notification.args[0] as i32, notification.args[1] as i32);
-        let target = match call {
-            Call::Task("kill") if first == -1 => {
-                let ours = |pid| self.is_ours(pid);
-                let work = || Some(signals::to_everybody(&self.view, caller, second, ours));
-                self.relay.hand_over();
-                return self.once(caller, notification.id, Some(NO_SOCKET), || second as u64, work);
-            }
-            Call::Task("kill") if first < 0 => return refused("a signal to the supervisor's group"),
-            Call::Task("ptrace") => second,
-            Call::Task(_) => first,
-            // A group or a user: nobody but us must be among them.
-            Call::TaskOrMany(name) => match (first - i32::from(name == "ioprio_set"), second) {
-                (0, task) => task,
-                (1, group) if group == self.group() => return refused("it is meant for the supervisor's group"),
-                (1, _) => return Some(Answer::Continue),
-                _ => return refused("it is meant for all processes of a user, and so for the supervisor"),
-            },
-            Call::PidfdSendSignal => return self.signal_by_descriptor(caller, notification),
-            _ => return refused("a signal that cannot be blocked, on behalf of a file"),
-        };
-        if self.is_ours(target as u32) {
-            return refused("it is meant for the supervisor");
-        }
-        // What is not there now may have our number in a moment, if it is one of our threads.
-        let name = target.to_string();
-        if target > 0
-            && openat(self.view.proc(), name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, FileMode::empty()).is_err()
-        {
-            return Some(Answer::Errno(libc::ESRCH));
-        }
-        Some(Answer::Continue)
-    }
-
-    /// pidfd_send_signal(2). Another thread may put another descriptor in the place of this one at any time, so the signal
-    /// is sent here, to the process that was found.
-    fn signal_by_descriptor(&self, caller: &Caller, notification: &Notification) -> Option<Answer> {
-        let ours = |pid| self.is_ours(pid);
-        let signal = match signals::by_descriptor(&self.view, caller, notification.args, ours) {
-            Ok(Ok(signal)) => signal,
-            Ok(Err(answer)) => return Some(answer),
-            Err(why) => {
-                let subject = caller.subject(&self.view);
-                return Some(self.refuse_always(subject, notification, "supervisor-protected", why));
-            }
-        };
-        if signal.for_itself && !self.listener.keeps_callers() {
-            // Before the answer the signal would end the call, and start it again.
-            if self.listener.send(notification.id, Answer::Value(0)).is_ok() {
-                signal.send();
-            }
-            return None;
-        }
-        let call = || {
-            let mut hasher = DefaultHasher::new();
-            notification.args.hash(&mut hasher);
-            hasher.finish()
-        };
-        self.once(caller, notification.id, Some(NO_SOCKET), call, || Some(signal.send()))
-    }
-
-    fn group(&self) -> i32 {
-        nix::unistd::getpgrp().as_raw()
-    }
-
-    fn is_ours(&self, target: u32) -> bool {
-        let task = format!("self/task/{target}");
-        // Only a clear no is one: we may have run out of something.
-        let found = fstatat(self.view.proc(), task.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
-        self.guardian == Some(target) || target == std::process::id() || found != Err(Errno::ENOENT)
-    }
-
-    /// Our own safety is no matter of the mode.
-    fn refuse_always(&self, subject: Subject, call: &Notification, rule: &str, why: &str) -> Answer {
-        self.record_refusal(subject, call, rule, why, Errno::EPERM, Outcome::Denied);
-        Answer::Errno(libc::EPERM)
+    fn mode(&self) -> Mode {
+        if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
 }
 
@@ -1001,9 +775,4 @@ fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Er
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// The kinds of event that an `exec` brings: both, whoever asked for one.
-pub fn kinds_in_filter(wanted: EventKinds) -> EventKinds {
-    if wanted.contains(EventKind::ExecFileless) { wanted.with(EventKind::Exec) } else { wanted }
 }
