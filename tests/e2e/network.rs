@@ -21,9 +21,9 @@ fn python(fixture: &Fixture, code: &str) -> Outcome {
     run(fixture.callgate().args([PYTHON, "-c", code]).current_dir(fixture.path("")))
 }
 
-/// Functions for the programs below: `errno_of` says how a call ended, by the name of its errno or "ok".
-const PRELUDE: &str = r#"
-import ctypes, errno, os, socket, struct, sys
+/// Functions for programs that try calls: `errno_of` says how a call ended, by the name of its errno or "ok".
+pub const PRELUDE: &str = r#"
+import ctypes, errno, os, socket, struct, sys, threading
 from socket import *
 libc = ctypes.CDLL(None, use_errno=True)
 def errno_of(call, *args):
@@ -38,7 +38,8 @@ def v4(ip, port, family=AF_INET):
     return struct.pack("=H", family) + struct.pack(">H", port) + inet_aton(ip) + bytes(8)
 "#;
 
-fn answers(fixture: &Fixture, code: &str) -> String {
+/// What such a program prints, under the policy.
+pub fn answers(fixture: &Fixture, code: &str) -> String {
     let outcome = python(fixture, &format!("{PRELUDE}\n{code}"));
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     outcome.stdout

@@ -6,32 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Fixture, Outcome, run};
-use crate::network::governed;
-
-const PRELUDE: &str = r#"
-import ctypes, errno, os, socket, struct, threading
-from socket import *
-libc = ctypes.CDLL(None, use_errno=True)
-def errno_of(call, *args):
-    try:
-        call(*args)
-        return "ok"
-    except OSError as e:
-        return errno.errorcode[e.errno]
-"#;
-
-/// Runs Python under the policy, in the fixture's directory.
-fn python(fixture: &Fixture, code: &str) -> Outcome {
-    let code = format!("{PRELUDE}\n{code}");
-    run(fixture.callgate().args(["/usr/bin/python3", "-c", &code]).current_dir(fixture.path("")))
-}
-
-fn answers(fixture: &Fixture, code: &str) -> String {
-    let outcome = python(fixture, code);
-    assert_eq!(outcome.code(), 0, "{outcome:?}");
-    outcome.stdout
-}
+use crate::harness::{Fixture, run};
+use crate::network::{PRELUDE, answers, governed};
 
 fn all() -> Value {
     let every = json!([{}, { "unix": "/**" }, { "unix_abstract": "**" }]);

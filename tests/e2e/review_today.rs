@@ -216,7 +216,7 @@ fn the_workload_has_no_policy_read_again_where_callgate_is_the_first_process() {
     let heard = || fs::read_to_string(fixture.path("heard")).unwrap() == "heard\n";
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "setpriv"]);
-    let without_landlock = fixture.compile("no_landlock", include_str!("programs/no_landlock.c"), &[]);
+    let without_landlock = fixture.compile("no_landlock", include_str!("programs/older_kernel.c"), &["-DNO_LANDLOCK"]);
     command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]).arg(without_landlock);
     command.args([CALLGATE, "--policy"]).arg(fixture.policy());
     let trap = format!("trap 'echo heard >{}' HUP; {OBEDIENT}", fixture.path("heard").display());
