@@ -14,6 +14,7 @@ mod exec;
 mod exec_races;
 mod exhaustion;
 mod guide;
+mod held_facts;
 mod launch;
 mod network;
 mod network_races;

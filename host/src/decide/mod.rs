@@ -24,7 +24,10 @@ pub trait Facts: Send + Sync {
     /// Says in a sentence why it cannot be had.
     fn digest(&self, role: FileRole) -> Result<String, String>;
     /// A variable of the environment that the new program gets, or the process was started with.
-    fn environment(&self, name: &str) -> Option<String>;
+    ///
+    /// # Errors
+    /// Says in a sentence why it cannot be told whether there is one.
+    fn environment(&self, name: &str) -> Result<Option<String>, String>;
     /// A standard stream of the process (0, 1, 2).
     fn standard_stream(&self, number: u32) -> Stream;
     /// The names of the event's IP address that are known.
@@ -112,8 +115,8 @@ impl Facts for Known {
         self.facts.digests.get(path).cloned().ok_or_else(|| format!("the digest of {path} is not written down"))
     }
 
-    fn environment(&self, name: &str) -> Option<String> {
-        self.facts.environment.get(name).cloned()
+    fn environment(&self, name: &str) -> Result<Option<String>, String> {
+        Ok(self.facts.environment.get(name).cloned())
     }
 
     fn standard_stream(&self, number: u32) -> Stream {

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::sys::stat::{Mode, fstatat};
 
-use crate::event::{File, Subject};
-use crate::intercept::path::{View, changed_ns, same_file};
+use crate::event::Subject;
+use crate::intercept::path::View;
+use crate::sys::attributes::Attributes;
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
 
@@ -247,9 +248,9 @@ impl Caller {
         if self.thread.exact {
             return found;
         }
-        let theirs = fstat(self.handle(fd)?)?;
+        let theirs = Attributes::of(self.handle(fd)?.as_fd())?;
         match found {
-            Ok(ours) if same_file(&fstat(&ours)?, &theirs) => Ok(ours),
+            Ok(ours) if Attributes::of(ours.as_fd())?.is_same_file(&theirs) => Ok(ours),
             Err(error) if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => Err(error),
             Ok(_) | Err(_) => {
                 static SAID: Once = Once::new();
@@ -401,8 +402,11 @@ impl Executables {
 impl Seen {
     fn of(directory: BorrowedFd<'_>) -> Option<Self> {
         let link = readlinkat(directory, "exe").ok()?;
-        let stat = fstatat(directory, "exe", AtFlags::empty()).ok()?;
-        Some(Self { link, device: stat.st_dev, inode: stat.st_ino, changed_ns: changed_ns(&stat) })
+        Attributes::at(directory, c"exe").ok().map(|seen| Self::by(link, seen))
+    }
+
+    fn by(link: OsString, Attributes { device, inode, changed_ns, .. }: Attributes) -> Self {
+        Self { link, device, inode, changed_ns }
     }
 }
 
@@ -410,8 +414,8 @@ impl Executable {
     fn of(view: &View, directory: BorrowedFd<'_>) -> Option<Self> {
         let file = openat(directory, "exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
         let link = view.link_of(file.as_fd()).ok()?;
-        let File { path: name, device, inode, changed_ns, .. } = view.name(file.as_fd());
-        Some(Self { seen: Seen { link, device, inode, changed_ns }, name })
+        let (known, name) = view.called(file.as_fd()).ok()?;
+        Some(Self { seen: Seen::by(link, known), name })
     }
 }
 

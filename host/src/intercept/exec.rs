@@ -1,7 +1,6 @@
 //! execve(2), execveat(2) → the program that would run.
 
 use std::cell::OnceCell;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -449,7 +448,8 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file).canonical {
         return Err(io::Error::other("it is on a FUSE file system that was mounted later"));
     }
-    let mut file = fs::File::from(view.reopen(file, OFlag::O_RDONLY)?).take(DIGESTED + 1); // it may be growing
+    let file = fs::File::from(view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?); // a lease (fcntl(2)) is not waited for
+    let mut file = file.take(DIGESTED + 1); // it may be growing
     let mut hash = Sha256::new();
     let mut part = vec![0; 128 * 1024];
     loop {
@@ -463,13 +463,12 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// The value of a variable in the environment block that the caller hands to the new program. At most 64 KiB are looked at.
-pub fn environment(caller: &Caller, envp: u64, name: &str) -> Option<String> {
-    let (block, _) = copy_arguments(caller, envp, |_| Ok(())).ok()?;
-    let entry = block
-        .into_iter()
-        .find(|entry| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))?;
-    Some(OsStr::from_bytes(&entry[name.len() + 1..]).to_string_lossy().into_owned())
+/// The environment block that the caller hands to the new program, and whether there was more. At most 64 KiB are looked at.
+///
+/// # Errors
+/// `EFAULT`: it is not there.
+pub fn environment(caller: &Caller, envp: u64) -> Result<(Vec<Vec<u8>>, bool), Errno> {
+    copy_arguments(caller, envp, |_| Ok(()))
 }
 
 #[cfg(test)]

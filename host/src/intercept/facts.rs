@@ -1,22 +1,32 @@
 //! Facts about the event at hand that plugins may ask for, from the live process.
 //!
+//! They are asked for in the midst of a decision, for which all others wait. So each of them is found out without asking
+//! anything that the workload can keep from answering, or else by an errand that is waited for only so long.
+//!
 //! May depend on `sys`, `event`, and the trait of `decide` that it implements.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use nix::fcntl::readlinkat;
-use nix::sys::stat::{SFlag, fstat, major, minor};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, SFlag, major, minor};
 
 use super::caller::Caller;
 use super::callers::Callers;
-use super::exec::{Program, digest, environment};
+use super::errands::{Errands, Patience};
+use super::exec::{self, Program};
 use super::network::{Held, known};
 use super::path::View;
 use crate::decide::{Facts, FileRole, Stream};
 use crate::event::{Action, Address, Subject};
 use crate::sys::socket;
+
+/// How much of the environment is looked at that a process was started with.
+const ENVIRONMENT: u64 = 64 << 10;
 
 /// What is the same for all events.
 #[derive(Debug, Default)]
@@ -25,6 +35,8 @@ pub struct Background {
     pub started_ms: u64,
     /// The names of addresses.
     pub names: Names,
+    /// Who reads what may be held.
+    pub errands: Arc<Errands>,
 }
 
 /// The names that `/etc/hosts` has for addresses.
@@ -73,8 +85,14 @@ pub struct LiveFacts {
     program: Option<Arc<Program>>,
     names: Vec<String>,
     started_ms: u64,
+    errands: Arc<Errands>,
+    patience: Mutex<Patience>,
     digests: Mutex<Vec<(FileRole, String)>>,
+    environment: OnceLock<Result<Environment, String>>,
 }
+
+/// Variables, and whether there are more.
+type Environment = (Vec<Vec<u8>>, bool);
 
 impl LiveFacts {
     /// Facts about what `caller`, a child of `parent`, asks for; `program` for an exec.
@@ -95,7 +113,10 @@ impl LiveFacts {
             program,
             names: background.names.of(action),
             started_ms: background.started_ms,
+            errands: Arc::clone(&background.errands),
+            patience: Mutex::default(),
             digests: Mutex::default(),
+            environment: OnceLock::new(),
         }
     }
 
@@ -116,13 +137,28 @@ impl Facts for LiveFacts {
             return Err("a file that nobody may execute is not looked into".to_owned());
         }
         let file = program.files.get(role).ok_or("the event has no such file")?;
-        let found = digest(&self.view, file).map_err(|error| error.to_string())?;
+        if let Some((_, known)) = self.digests().into_iter().find(|(of, _)| *of == role) {
+            return Ok(known);
+        }
+        let found = if is_of_the_start(&self.view, file) {
+            exec::digest(&self.view, file)
+        } else {
+            let (view, program) = (Arc::clone(&self.view), Arc::clone(program));
+            self.send(move || program.files.get(role).map(|file| exec::digest(&view, file)))?.ok_or("it is gone")?
+        };
+        let found = found.map_err(|error| error.to_string())?;
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
         Ok(found)
     }
 
-    fn environment(&self, name: &str) -> Option<String> {
-        environment(&self.caller, self.program.as_ref()?.environment, name)
+    fn environment(&self, name: &str) -> Result<Option<String>, String> {
+        let (variables, cut) = self.environment.get_or_init(|| self.variables()).as_ref().map_err(String::clone)?;
+        let value = |entry: &Vec<u8>| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+        match variables.iter().find_map(value) {
+            Some(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+            None if *cut => Err("the environment is longer than what is looked at".to_owned()),
+            None => Ok(None),
+        }
     }
 
     fn standard_stream(&self, number: u32) -> Stream {
@@ -131,18 +167,18 @@ impl Facts for LiveFacts {
         }
         let handle = match self.caller.handle(number as i32) {
             Ok(handle) => handle,
-            Err(nix::errno::Errno::EBADF) => return Stream::Closed,
+            Err(Errno::EBADF) => return Stream::Closed,
             Err(_) => return Stream::Unknown,
         };
-        let Ok(stat) = fstat(&handle) else { return Stream::Unknown };
-        match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFREG | SFlag::S_IFDIR => Stream::File(self.view.name(std::os::fd::AsFd::as_fd(&handle)).path),
+        let Ok((file, name)) = self.view.called(handle.as_fd()) else { return Stream::Unknown };
+        match SFlag::from_bits_truncate(file.mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG | SFlag::S_IFDIR => Stream::File(name),
             SFlag::S_IFIFO => Stream::Pipe,
             SFlag::S_IFSOCK => self.socket(number as i32),
             kind => match readlinkat(self.caller.directory(), format!("fd/{number}").as_str()) {
                 Ok(name) => {
                     let name = name.to_string_lossy().into_owned();
-                    let is_terminal = kind == SFlag::S_IFCHR && is_terminal(stat.st_rdev);
+                    let is_terminal = kind == SFlag::S_IFCHR && is_terminal(file.special);
                     if is_terminal { Stream::Terminal(name) } else { Stream::Other(name) }
                 }
                 Err(_) => Stream::Unknown,
@@ -171,12 +207,42 @@ fn is_terminal(device: u64) -> bool {
     }
 }
 
+/// Whether a file is on a file system that was there before the workload, so that this has no hand in reading it.
+fn is_of_the_start(view: &View, file: BorrowedFd<'_>) -> bool {
+    view.called(file).is_ok_and(|(_, name)| name.starts_with('/'))
+}
+
 impl LiveFacts {
+    fn send<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        self.errands.run(&mut patience, errand).map_err(|late| late.to_string())
+    }
+
+    /// The environment that the new program gets; or, where no program is to be run, that the process was started with.
+    fn variables(&self) -> Result<Environment, String> {
+        let caller = Arc::clone(&self.caller);
+        let envp = self.program.as_ref().map(|program| program.environment);
+        let found = self.send(move || match envp {
+            Some(envp) => exec::environment(&caller, envp),
+            None => own_environment(&caller),
+        })?;
+        found.map_err(|errno| format!("the environment cannot be read: {errno}"))
+    }
+
     fn socket(&self, number: i32) -> Stream {
         let Ok(held) = Held::take(&self.caller, number) else { return Stream::Unknown };
         let peer = socket::peer_address(&held.fd).ok().map(|peer| known(held.socket.family, &peer));
         Stream::Socket { socket: held.socket, peer }
     }
+}
+
+fn own_environment(caller: &Caller) -> Result<Environment, Errno> {
+    let file = openat(caller.directory(), "environ", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut block = Vec::new();
+    let read = std::fs::File::from(file).take(ENVIRONMENT + 1).read_to_end(&mut block);
+    read.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    let cut = block.len() as u64 > ENVIRONMENT;
+    Ok((block.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect(), cut))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod caller;
 pub mod callers;
 pub mod calls;
+pub mod errands;
 pub mod exec;
 pub mod facts;
 pub mod network;

@@ -17,6 +17,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::event::File;
 use crate::intercept::caller::{Caller, Executables, Status};
+use crate::sys::attributes::Attributes;
 use crate::sys::credentials::{self, Identity};
 
 /// The supervisor's own root, mounts and `/proc`, as they were at the start.
@@ -97,10 +98,10 @@ impl View {
     /// What a file is called, and which it is.
     pub fn name(&self, file: BorrowedFd<'_>) -> File {
         let Ok(stat) = fstat(file) else { return File::default() };
-        let outer = self.link_of(file).unwrap_or_default();
-        let mut named = File {
-            path: outer.to_string_lossy().into_owned(),
-            canonical: false,
+        let (path, canonical) = self.path_of(file, (stat.st_dev, stat.st_ino));
+        File {
+            path,
+            canonical,
             device: stat.st_dev,
             inode: stat.st_ino,
             uid: stat.st_uid,
@@ -108,10 +109,25 @@ impl View {
             mode: stat.st_mode,
             size: stat.st_size as u64,
             changed_ns: changed_ns(&stat),
-        };
-        if outer.to_str().is_none() {
-            return named; // a name that cannot be written down as it is must not pass for another
         }
+    }
+
+    /// What a file is called, without asking anybody of the workload, who might serve it and never answer. What the path does
+    /// not lead to from here is called as the kernel calls a directory that cannot be reached (getcwd(2)), which is no path.
+    ///
+    /// # Errors
+    /// Nothing can be known of it.
+    pub fn called(&self, file: BorrowedFd<'_>) -> io::Result<(Attributes, String)> {
+        let known = Attributes::of(file)?;
+        let (path, canonical) = self.path_of(file, (known.device, known.inode));
+        Ok((known, if canonical { path } else { format!("(unreachable){path}") }))
+    }
+
+    /// The path of a file with this device and inode number, and whether that, looked up here, leads to it.
+    fn path_of(&self, file: BorrowedFd<'_>, identity: (u64, u64)) -> (String, bool) {
+        let outer = self.link_of(file).unwrap_or_default();
+        // A name that cannot be written down as it is must not pass for another.
+        let Some(text) = outer.to_str() else { return (outer.to_string_lossy().into_owned(), false) };
         // In a mount namespace of our own the kernel names files from the root of the workload's; without one, from ours.
         for candidate in [Path::new(&outer).strip_prefix(&self.prefix), Path::new(&outer).strip_prefix("/")] {
             let Ok(inner) = candidate else { continue };
@@ -120,13 +136,11 @@ impl View {
                 .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
             let inner = if inner.as_os_str().is_empty() { Path::new(".") } else { inner };
             let Ok(found) = openat2(&self.root, inner, how) else { continue };
-            if fstat(&found).is_ok_and(|other| same_file(&stat, &other)) {
-                named.path = Path::new("/").join(inner).to_string_lossy().into_owned();
-                named.canonical = true;
-                break;
+            if fstat(&found).is_ok_and(|other| (other.st_dev, other.st_ino) == identity) {
+                return (Path::new("/").join(inner).to_string_lossy().into_owned(), true);
             }
         }
-        named
+        (text.to_owned(), false)
     }
 
     /// What the kernel calls an open file.

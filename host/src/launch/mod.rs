@@ -378,9 +378,11 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
             status = ended;
             supervision.command_ended();
             match outside {
-                // The kernel ends the rest with us.
+                // The kernel ends the rest with us: but only when we are gone, and a thread of ours that waits for a file system
+                // of the workload's does not even die before who serves that (`request_wait_answer`, fs/fuse/dev.c).
                 None => {
                     supervision.end();
+                    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
                     return Ok(code);
                 }
                 Some(outside) if !none_left => {

@@ -13,6 +13,8 @@ use crate::decide::{self, Facts};
 
 /// How many facts a plugin may ask for in one decision: each costs system calls.
 const FACTS: u32 = 256;
+/// Bytes of a variable's name that are said of it.
+const VARIABLE: usize = 128;
 /// How many ancestors it gets, as the interface says.
 const ANCESTORS: usize = 64;
 
@@ -24,23 +26,27 @@ pub(super) struct State {
     /// The event at hand, while there is one.
     facts: Option<Arc<dyn Facts>>,
     asked: u32,
+    /// Why a fact could not be had of which the interface cannot say that.
+    missed: Option<String>,
 }
 
 impl State {
     pub(super) fn new(memory: usize, log: Log, paths: Paths) -> Self {
-        Self { limits: Limits::new(memory), log, paths, facts: None, asked: 0 }
+        Self { limits: Limits::new(memory), log, paths, facts: None, asked: 0, missed: None }
     }
 
     /// Begins a decision.
     pub(super) fn enter(&mut self, facts: Option<Arc<dyn Facts>>) {
         self.facts = facts;
         self.asked = 0;
+        self.missed = None;
         self.log.enter();
     }
 
-    /// Ends it.
-    pub(super) fn leave(&mut self) {
+    /// Ends it. Returns why a fact could not be had, if the plugin was not told that.
+    pub(super) fn leave(&mut self) -> Option<String> {
         self.facts = None;
+        self.missed.take()
     }
 
     fn facts(&mut self) -> Result<Option<&dyn Facts>, TooManyFacts> {
@@ -87,7 +93,11 @@ impl Host for State {
     }
 
     fn environment(&mut self, name: String) -> wasmtime::Result<Option<String>> {
-        Ok(self.facts()?.and_then(|facts| facts.environment(&name)))
+        let found = self.facts()?.map_or(Ok(None), |facts| facts.environment(&name));
+        Ok(found.unwrap_or_else(|why| {
+            self.missed = Some(format!("asked for the variable {}, but {why}", clean(name, VARIABLE)));
+            None
+        }))
     }
 
     fn standard_stream(&mut self, number: u32) -> wasmtime::Result<Stream> {

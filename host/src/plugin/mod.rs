@@ -205,12 +205,19 @@ impl Plugin {
         let Some(running) = self.blueprint.engine.running() else {
             return Err(Broken::clock().failure(&self.name));
         };
-        let answer = live.decide(event, facts, self.deadline);
+        let (answer, missed) = live.decide(event, facts, self.deadline);
         drop(running);
-        answer.map_err(|broken| {
-            self.restart();
-            broken.failure(&self.name)
-        })
+        match (answer, missed) {
+            // It is sound, and keeps what it remembers; but what it says rests on something that nobody knows.
+            (Ok(Verdict::Allow { .. } | Verdict::Abstain), Some(missed)) => {
+                Err(Broken::new(kind::FACTS, missed).failure(&self.name))
+            }
+            (Ok(verdict), _) => Ok(verdict),
+            (Err(broken), _) => {
+                self.restart();
+                Err(broken.failure(&self.name))
+            }
+        }
     }
 
     /// Replaces the instance, whose state nobody can trust any more.
@@ -361,15 +368,21 @@ struct Live {
 }
 
 impl Live {
-    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>, deadline: u64) -> Result<Verdict, Broken> {
+    /// The verdict; and why a fact could not be had, if the plugin was not told that.
+    fn decide(
+        &mut self,
+        event: &Event,
+        facts: &Arc<dyn Facts>,
+        deadline: u64,
+    ) -> (Result<Verdict, Broken>, Option<String>) {
         self.store.set_epoch_deadline(deadline);
         self.store.data_mut().enter(Some(Arc::clone(facts)));
         let lists = bindings::Lists::of(event);
         let answer = self.exports.callgate_policy_policy().call_decide(&mut self.store, bindings::event(event, &lists));
-        self.store.data_mut().leave();
+        let missed = self.store.data_mut().leave();
         match answer {
-            Ok(verdict) => check(verdict),
-            Err(e) => Err(Broken::of(&e, &mut self.store)),
+            Ok(verdict) => (check(verdict), missed),
+            Err(e) => (Err(Broken::of(&e, &mut self.store)), missed),
         }
     }
 }
@@ -406,7 +419,7 @@ pub mod kind {
     pub const PANIC: &str = "panic";
     /// It did something that WebAssembly forbids.
     pub const TRAP: &str = "trap";
-    /// It asked the host too often.
+    /// It asked the host too often, or for something that could not be found out.
     pub const FACTS: &str = "facts";
     /// What it handed over makes no sense.
     pub const ANSWER: &str = "answer";

@@ -125,7 +125,7 @@ impl Supervision for Supervisor {
             view,
             wanted,
             chain: Mutex::new(chain),
-            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts") },
+            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts"), errands: Arc::default() },
             dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
             own: Own { identity: own, withheld: wrap::withheld() },

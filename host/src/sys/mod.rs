@@ -2,6 +2,7 @@
 //!
 //! May depend on nothing else of the crate.
 
+pub mod attributes;
 pub mod credentials;
 pub mod diag;
 pub mod injection;

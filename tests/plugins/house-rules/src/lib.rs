@@ -1,8 +1,8 @@
 //! A plugin for the tests: uses everything that the interface offers, and fails when it is told to.
 
 use callgate_sdk::{
-    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Verdict, ancestors, canonical_path,
-    digest, environment,
+    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Stream, Verdict, ancestors, canonical_path,
+    digest, environment, standard_stream,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -32,6 +32,10 @@ pub struct Config {
     below: Option<String>,
     /// Denies programs that get this variable.
     variable: Option<String>,
+    /// Denies programs whose standard stream of this number is a terminal.
+    terminal: Option<u32>,
+    /// Denies what is done by a process that runs this.
+    by: Option<String>,
     /// Denies every program after so many.
     most: Option<u32>,
     /// The errno of denials.
@@ -65,7 +69,7 @@ impl Plugin for HouseRules {
         written & if self.config.connections { EventKinds::CONNECT } else { EventKinds::EXEC }
     }
 
-    fn exec(&mut self, _: &Event, exec: &Exec) -> Verdict {
+    fn exec(&mut self, event: &Event, exec: &Exec) -> Verdict {
         self.seen += 1;
         let config = &self.config;
         let has = |argument: &Option<String>| argument.as_ref().is_some_and(|it| exec.arguments.contains(it));
@@ -81,6 +85,8 @@ impl Plugin for HouseRules {
             ("sha256", config.sha256.is_some() && digest(FileRole::File).ok() == config.sha256),
             ("below", config.below.as_ref().is_some_and(|it| ancestors().iter().any(|up| up.executable == *it))),
             ("variable", config.variable.as_ref().is_some_and(|it| environment(it).is_some())),
+            ("terminal", config.terminal.is_some_and(|it| matches!(standard_stream(it), Stream::Terminal(_)))),
+            ("by", config.by.as_ref().is_some_and(|it| event.subject.executable == *it)),
             ("most", config.most.is_some_and(|most| self.seen > most)),
         ];
         match broken.iter().find(|(_, broken)| *broken) {
@@ -91,7 +97,10 @@ impl Plugin for HouseRules {
     }
 
     fn connect(&mut self, _: &Event, _: &Endpoint) -> Verdict {
-        self.deny("connections", "nobody calls from here".to_owned())
+        match &self.config.variable {
+            Some(variable) if environment(variable).is_none() => Verdict::allow("guest"),
+            _ => self.deny("connections", "nobody calls from here".to_owned()),
+        }
     }
 }
 
