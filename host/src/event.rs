@@ -45,7 +45,9 @@ pub struct Subject {
     pub tid: u32,
     /// Process id of the parent.
     pub parent: u32,
-    /// The file the process is running, as the supervisor names it; empty if it has none any more.
+    /// The file the process is running, by its path from the supervisor's root and mounts; empty if it has none, or nothing is
+    /// known of it. What such a path does not lead to (it was reached through a mount or a namespace made after the start, or
+    /// has no path any more) is given as `(unreachable)` and what the kernel calls it, which is no path.
     pub executable: String,
     /// Effective user id, in the supervisor's user namespace.
     pub uid: u32,

@@ -41,7 +41,8 @@ pub fn canonical_path(path: &str) -> Option<String> {
     crate::testing::answer(|host| host.canonical_path(path), Some(path.to_owned()))
 }
 
-/// A variable of the environment that the new program gets (exec), or that the process was started with.
+/// A variable of the environment that the new program gets (exec), or that the process was started with. Where it cannot be
+/// told whether there is one, there is none, but an allowing or abstaining verdict then counts as a failure of the plugin.
 pub fn environment(name: &str) -> Option<String> {
     #[cfg(target_arch = "wasm32")]
     return host::environment(name);

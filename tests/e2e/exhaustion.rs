@@ -1,11 +1,15 @@
 //! When the supervisor runs out of something: descriptors, threads, memory. Governed calls then fail or wait, none gets
 //! through undecided, and when there is enough again all is as before.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{Fixture, finish, run};
@@ -58,30 +62,62 @@ for line in sys.stdin:
     print("good" if run(good) == 42 else "refused", flush=True)
 "#;
 
+/// [`ATTEMPTS`] under way, under a policy.
+struct Attempts {
+    fixture: Fixture,
+    _denied: TcpListener,
+    child: Child,
+    tell: ChildStdin,
+    said: Lines<BufReader<ChildStdout>>,
+    supervisors: Vec<u32>,
+}
+
+impl Attempts {
+    fn begin() -> Self {
+        let denied = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fixture = governed(json!({ "outbound": [{ "to": "127.0.0.2" }] }));
+        let source = "int main(void) { return 42; }";
+        let (evil, good) = (fixture.compile("evil", source, &[]), fixture.compile("good", source, &[]));
+        let script = fixture.path("script");
+        fs::write(&script, format!("#!{}\n", evil.display())).unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let policy = json!({
+            "allow_executables": [&good, "/usr/bin/python3", &script],
+            "network": { "outbound": [{ "to": "127.0.0.2" }] },
+            "audit": { "sinks": [format!("file:{}", fixture.path("records").display())] },
+        });
+        fs::write(fixture.policy(), policy.to_string()).unwrap();
+        let port = denied.local_addr().unwrap().port().to_string();
+        let mut command = fixture.callgate();
+        command.args(["/usr/bin/python3", "-c", ATTEMPTS]).args([&evil, &good, &script]).arg(port);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (tell, mut said) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+        assert_eq!(said.next().unwrap().unwrap(), "ready");
+        let supervisors = supervisors(child.id());
+        assert!(!supervisors.is_empty());
+        Self { fixture, _denied: denied, child, tell, said, supervisors }
+    }
+
+    /// Has everything tried once; whether what is allowed went well.
+    fn all(&mut self) -> bool {
+        writeln!(self.tell, "go").unwrap();
+        match self.said.next().unwrap().unwrap().as_str() {
+            "good" => true,
+            "refused" => false,
+            other => panic!("{other}"),
+        }
+    }
+
+    fn end(self) {
+        drop(self.tell);
+        assert_eq!(finish(self.child).code(), 0);
+    }
+}
+
 #[test]
 fn without_descriptors_calls_fail_and_with_them_they_work_again() {
-    let denied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let fixture = governed(json!({ "outbound": [{ "to": "127.0.0.2" }] }));
-    let source = "int main(void) { return 42; }";
-    let (evil, good) = (fixture.compile("evil", source, &[]), fixture.compile("good", source, &[]));
-    let script = fixture.path("script");
-    fs::write(&script, format!("#!{}\n", evil.display())).unwrap();
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let policy = json!({
-        "allow_executables": [&good, "/usr/bin/python3", &script],
-        "network": { "outbound": [{ "to": "127.0.0.2" }] },
-        "audit": { "sinks": [format!("file:{}", fixture.path("records").display())] },
-    });
-    fs::write(fixture.policy(), policy.to_string()).unwrap();
-    let port = denied.local_addr().unwrap().port().to_string();
-    let mut command = fixture.callgate();
-    command.args(["/usr/bin/python3", "-c", ATTEMPTS]).args([&evil, &good, &script]).arg(port);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut tell, mut lines) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
-    let mut answer = || lines.next().unwrap().unwrap();
-    assert_eq!(answer(), "ready");
-    let pids = supervisors(child.id());
-    assert!(!pids.is_empty());
+    let mut attempts = Attempts::begin();
+    let pids = attempts.supervisors.clone();
     let limit = |most: usize| {
         for pid in &pids {
             // The soft limit only.
@@ -94,21 +130,55 @@ fn without_descriptors_calls_fail_and_with_them_they_work_again() {
     let (mut good, mut refused) = (0, 0);
     for more in 0..24 {
         limit(used + more);
-        writeln!(tell, "go").unwrap();
-        match answer().as_str() {
-            "good" => good += 1,
-            "refused" => refused += 1,
-            other => panic!("with {more} descriptors more: {other}"),
-        }
+        if attempts.all() { good += 1 } else { refused += 1 }
     }
     assert!(good > 0 && refused > 0, "{good} were good, {refused} refused: nothing was tried");
     limit(1024);
-    writeln!(tell, "go").unwrap();
-    assert_eq!(answer(), "good");
+    assert!(attempts.all());
     let after = pids.iter().map(open).max().unwrap();
     assert!(after <= used + 4, "{used} descriptors before, {after} after");
-    drop(tell);
-    assert_eq!(finish(child).code(), 0);
+    attempts.end();
+}
+
+/// Without something the supervisor cannot know what it is asked for; then it says no, and writes that down.
+#[test]
+fn where_the_machine_has_no_files_or_memory_left_calls_fail_and_are_recorded() {
+    const OPENING: &str = "openat,openat2,pidfd_open,pidfd_getfd,dup,fcntl";
+    let mut attempts = Attempts::begin();
+    let supervisor = attempts.supervisors.last().unwrap().to_string();
+    let sets = [(OPENING, "ENFILE"), (OPENING, "ENOMEM"), ("clone,clone3", "EAGAIN"), ("pread64", "ENOMEM")];
+    for (calls, error) in sets {
+        let (mut good, mut refused, mut seen) = (0, 0, BTreeSet::new());
+        for first in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 26, 30, 40] {
+            let before = attempts.fixture.records().len();
+            let inject = format!("inject={calls}:error={error}:when={first}+");
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject, "-p", &supervisor]);
+            let mut strace = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut said = BufReader::new(strace.stderr.take().unwrap()).lines().map_while(Result::ok);
+            assert!(said.any(|line| line.contains("attached")), "strace does not attach");
+            let went_well = attempts.all();
+            kill(Pid::from_raw(strace.id() as i32), Signal::SIGTERM).unwrap();
+            said.for_each(drop);
+            strace.wait().unwrap();
+            if went_well {
+                good += 1;
+                continue;
+            }
+            refused += 1;
+            let records = attempts.fixture.records();
+            let rules: BTreeSet<_> = records[before..].iter().map(|record| record["rule"].to_string()).collect();
+            let for_want = ["caller-unreadable", "supervisor-exhausted", "unverifiable", "not-what-was-decided"];
+            let is_recorded = rules.iter().any(|rule| for_want.contains(&rule.trim_matches('"')));
+            // Memory that cannot be read has no other error than memory that is not there.
+            assert!(is_recorded || calls == "pread64", "{calls} {error} from the {first}th: {rules:?}");
+            seen.extend(rules);
+        }
+        eprintln!("{calls} {error}: {good} went well, {refused} were refused: {seen:?}");
+        assert!(calls.starts_with("clone") || refused > 0, "{calls}: nothing was tried");
+        assert!(attempts.all(), "{calls} {error}: it does not recover");
+    }
+    attempts.end();
 }
 
 /// More callers that wait than the supervisor has threads for.

@@ -165,6 +165,90 @@ fn facts_are_those_of_the_event() {
     }
 }
 
+/// Who mounts a program over another, in mounts of its own, or has no file any more, may call it what it likes.
+#[test]
+fn a_process_passes_for_no_other_by_the_name_of_what_it_runs() {
+    let memfd = "import os; m = os.memfd_create('env'); os.write(m, open('/bin/bash', 'rb').read()); \
+                 os.execve(m, ['bash', '-c', '/bin/true; exit'], {})";
+    for (line, seen) in [
+        ("/usr/bin/env /bin/true".to_owned(), "/usr/bin/env"),
+        (
+            "unshare -m bash -c 'mount --bind $D/env /usr/bin/env; /usr/bin/env -c \"/bin/true; exit\"'".to_owned(),
+            "(unreachable)/usr/bin/env",
+        ),
+        (
+            "unshare -rm bash -c 'mount --bind $D/env /usr/bin/env; /usr/bin/env -c \"/bin/true; exit\"'".to_owned(),
+            "(unreachable)/usr/bin/env",
+        ),
+        (
+            "$D/env -c 'rm $D/env; /bin/true; exit'".to_owned(),
+            "(unreachable)$D/env (deleted)",
+        ),
+        (format!("/usr/bin/python3 -c \"{memfd}\""), "(unreachable)/memfd:env (deleted)"),
+    ] {
+        // Other files than those of the list are allowed by their digest.
+        let digest = sha256(&fs::read("/bin/bash").unwrap());
+        let mut all = allowlist();
+        all["config"]["allow_executables"] = json!(["/**", format!("sha256:{digest}")]);
+        let fixture = with(json!([house(json!({ "by": "/usr/bin/env" })), all]), json!({ "audit": { "decisions": "all" } }));
+        fs::copy("/bin/bash", fixture.path("env")).unwrap();
+        let directory = fixture.path("").display().to_string().trim_end_matches('/').to_owned();
+        let mut command = fixture.callgate();
+        let outcome = run(command.env("D", &directory).args(["/bin/bash", "-c", &line]));
+        let [record] = &fixture
+            .records()
+            .into_iter()
+            .filter(|record| record["file"]["path"] == "/usr/bin/true")
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("{line}: {outcome:?} {:?}", fixture.records())
+        };
+        let is_it = seen == "/usr/bin/env";
+        assert_eq!(record["subject"]["executable"], seen.replace("$D", &directory), "{line}: {record}");
+        assert_eq!(record["outcome"], if is_it { "denied" } else { "allowed" }, "{line}: {record}");
+    }
+}
+
+#[test]
+fn a_variable_that_cannot_be_looked_for_is_not_taken_for_none() {
+    let long = "import os; v = {'A%d' % n: 'x' * 1000 for n in range(100)}; \
+                os.execve('/bin/echo', ['echo', 'long'], {**v, 'LD_PRELOAD': '/x'})";
+    let plugin = house(json!({ "variable": "LD_PRELOAD" }));
+    let fixture = with(json!([plugin.clone(), allowlist()]), json!({}));
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", long]);
+    assert!(outcome.stdout.is_empty() && outcome.stderr.contains("Permission denied"), "{outcome:?}");
+    let [record] = &fixture.records()[..] else { panic!("{:?}", fixture.records()) };
+    let failure = &record["failures"][0];
+    assert_eq!((&failure["plugin"], &failure["kind"]), (&json!("house"), &json!("facts")), "{record}");
+
+    // What it remembers, it keeps: it has failed, but it is sound.
+    let mut counting = plugin;
+    (counting["config"]["most"], counting["on_failure"]) = (json!(2), json!("abstain"));
+    let fixture = with(json!([counting, allowlist()]), json!({}));
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", &format!("{long}")]);
+    assert_eq!(outcome.stdout, "long\n", "{outcome:?}");
+    let then = "import subprocess, sys; subprocess.call(['/bin/echo', 'on'], env={'A': 'x' * 70000}); \
+                subprocess.call(['/bin/echo', 'more'])";
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", then]);
+    assert!(outcome.stdout == "on\n" && outcome.stderr.contains("Permission denied"), "{outcome:?}");
+}
+
+#[test]
+fn the_environment_of_who_connects_is_that_of_its_start() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = format!(
+        "import socket\ntry: socket.create_connection(('127.0.0.1', {})); print('connected')\n\
+         except PermissionError: print('refused')",
+        listener.local_addr().unwrap().port()
+    );
+    let fixture = with(json!([house(json!({ "connections": true, "variable": "SECRET" }))]), json!({}));
+    for (name, said) in [("SECRET", "refused\n"), ("OTHER", "connected\n")] {
+        let mut command = fixture.callgate();
+        let outcome = run(command.env(name, "x").args(["/usr/bin/python3", "-c", &connect]));
+        assert_eq!(outcome.stdout, said, "{outcome:?}");
+    }
+}
+
 #[test]
 fn a_plugin_chooses_the_errno_and_remembers_what_it_has_seen() {
     let fixture = with(json!([house(json!({ "most": 3, "errno": libc::EMFILE })), allowlist()]), json!({}));

@@ -346,7 +346,9 @@ pub(crate) fn what(action: &Action) -> String {
 
 /// Who asked, for a person.
 pub(crate) fn who(subject: &Subject) -> String {
-    let name = subject.executable.rsplit('/').next().unwrap_or_default();
+    // What is no path here is shown whole: its last part is what the process likes to be called.
+    let name = &subject.executable;
+    let name = if name.starts_with('/') { name.rsplit('/').next().unwrap_or_default() } else { name };
     format!("{name}[{}] (uid {})", subject.pid, subject.uid)
 }
 

@@ -43,7 +43,7 @@ pub trait Facts: Send + Sync {
 pub enum Stream {
     /// There is none of that number.
     Closed,
-    /// A regular file or a directory, by its path.
+    /// A regular file or a directory, by its path, or as [`Subject::executable`] where none leads there.
     File(String),
     /// A terminal, by its path.
     Terminal(String),

@@ -275,10 +275,8 @@ impl Office {
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
                 let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let may_need = match error.raw_os_error() {
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "",
-                    _ => "; the supervisor may need CAP_SYS_PTRACE",
-                };
+                let ran_out = error.raw_os_error().is_some_and(|errno| ran_out(Errno::from_raw(errno)));
+                let may_need = if ran_out { "" } else { "; the supervisor may need CAP_SYS_PTRACE" };
                 let why = format!("the caller cannot be looked at ({error}){may_need}");
                 let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
                 if answer == Answer::Continue && may_be_exec {
@@ -317,6 +315,11 @@ impl Office {
             Err(errno) if self.mode() == Mode::DryRun => {
                 tracing::debug!(%errno, "left to the kernel");
                 Some(Answer::Continue)
+            }
+            Err(errno) if ran_out(errno) => {
+                let why = format!("what the call means could not be found out: {errno}");
+                let subject = caller.subject(&self.view);
+                Some(self.refuse(subject, notification, "supervisor-exhausted", &why, errno))
             }
             Err(errno) => Some(Answer::Errno(errno as i32)),
             Ok(Intercepted::Refused(name, errno)) => {
@@ -760,6 +763,11 @@ impl Office {
     fn mode(&self) -> Mode {
         if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
+}
+
+/// Whether the kernel has none left of something that we, or all of the machine, need.
+fn ran_out(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }
 
 fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Errno> {
