@@ -70,7 +70,8 @@ fn facts_that_a_caller_keeps_hold_up_nobody_else() {
         eprintln!("{mode}: {} and {sent} threads, {took:?}", said.trim());
         assert!(outcome.status.success() && said.contains("slowest"), "{mode}: {said}{outcome:?}");
         assert!(took < Duration::from_secs(20), "{mode}: {took:?}");
-        let number = |after: &str| said.rsplit(after).next().unwrap().split(' ').next().unwrap().parse::<u64>().unwrap();
+        let number =
+            |after: &str| said.rsplit(after).next().unwrap().split(' ').next().unwrap().parse::<u64>().unwrap();
         assert!(number("slowest ") < 5000, "{mode}: {said}");
         // A machine that is so busy that a thread does not get its turn in time may refuse some.
         assert!(number("; ") <= 10, "{mode}: {said}");

@@ -180,17 +180,15 @@ fn a_process_passes_for_no_other_by_the_name_of_what_it_runs() {
             "unshare -rm bash -c 'mount --bind $D/env /usr/bin/env; /usr/bin/env -c \"/bin/true; exit\"'".to_owned(),
             "(unreachable)/usr/bin/env",
         ),
-        (
-            "$D/env -c 'rm $D/env; /bin/true; exit'".to_owned(),
-            "(unreachable)$D/env (deleted)",
-        ),
+        ("$D/env -c 'rm $D/env; /bin/true; exit'".to_owned(), "(unreachable)$D/env (deleted)"),
         (format!("/usr/bin/python3 -c \"{memfd}\""), "(unreachable)/memfd:env (deleted)"),
     ] {
         // Other files than those of the list are allowed by their digest.
         let digest = sha256(&fs::read("/bin/bash").unwrap());
         let mut all = allowlist();
         all["config"]["allow_executables"] = json!(["/**", format!("sha256:{digest}")]);
-        let fixture = with(json!([house(json!({ "by": "/usr/bin/env" })), all]), json!({ "audit": { "decisions": "all" } }));
+        let fixture =
+            with(json!([house(json!({ "by": "/usr/bin/env" })), all]), json!({ "audit": { "decisions": "all" } }));
         fs::copy("/bin/bash", fixture.path("env")).unwrap();
         let directory = fixture.path("").display().to_string().trim_end_matches('/').to_owned();
         let mut command = fixture.callgate();
@@ -225,7 +223,7 @@ fn a_variable_that_cannot_be_looked_for_is_not_taken_for_none() {
     let mut counting = plugin;
     (counting["config"]["most"], counting["on_failure"]) = (json!(2), json!("abstain"));
     let fixture = with(json!([counting, allowlist()]), json!({}));
-    let outcome = fixture.run(&["/usr/bin/python3", "-c", &format!("{long}")]);
+    let outcome = fixture.run(&["/usr/bin/python3", "-c", long]);
     assert_eq!(outcome.stdout, "long\n", "{outcome:?}");
     let then = "import subprocess, sys; subprocess.call(['/bin/echo', 'on'], env={'A': 'x' * 70000}); \
                 subprocess.call(['/bin/echo', 'more'])";

@@ -247,6 +247,8 @@ fn own_environment(caller: &Caller) -> Result<Environment, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::fstat;
+
     use super::*;
 
     #[test]

@@ -1,8 +1,8 @@
 //! A plugin for the tests: uses everything that the interface offers, and fails when it is told to.
 
 use callgate_sdk::{
-    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Stream, Verdict, ancestors, canonical_path,
-    digest, environment, standard_stream,
+    ConfigError, Endpoint, Event, EventKinds, Exec, FileRole, Level, Plugin, Stream, Verdict, ancestors,
+    canonical_path, digest, environment, standard_stream,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
