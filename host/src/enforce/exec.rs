@@ -71,13 +71,13 @@ pub fn exec(
         if !is_exec {
             return None;
         }
-        difference(view, leader, program, digests)
+        difference(view, caller, leader, program, digests)
     });
     match result {
         Ok(Verified::Traced) => {
             let check = |leader| {
                 under_way.is_over();
-                difference(view, leader, program, digests)
+                difference(view, caller, leader, program, digests)
             };
             traced::exec(listener, view, turns, filters, id, caller, check)
         }
@@ -256,6 +256,7 @@ pub fn release(view: &View, held: Pid) {
 
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
 fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
+    const EXEC: i32 = ptrace::Event::PTRACE_EVENT_EXEC as i32;
     let leads = caller.tid == caller.pid;
     let which = || if leads { Id::Pid(Pid::from_raw(caller.tid as i32)) } else { Id::All };
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -274,10 +275,11 @@ fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
                             return None;
                         }
                     }
+                    // Letting go of it takes the stop with it. Not where it has come by another number: such a one cannot be
+                    // let go before its stop was waited for (`looks_like_a_spurious_pid`, kernel/ptrace.c).
+                    WaitStatus::PtraceEvent(pid, _, EXEC) if leads => return Some((pid, true)),
                     _ => match waitpid(pid, Some(flags | WaitPidFlag::WNOHANG)) {
-                        Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
-                            return Some((pid, event == ptrace::Event::PTRACE_EVENT_EXEC as i32));
-                        }
+                        Ok(WaitStatus::PtraceEvent(pid, _, event)) => return Some((pid, event == EXEC)),
                         // A signal on its way to the caller goes on; the stop that we asked for follows.
                         Ok(WaitStatus::Stopped(pid, signal)) => {
                             let _ = ptrace::cont(pid, signal);
@@ -315,14 +317,29 @@ fn is_own_child(view: &View, pid: Pid) -> bool {
         .map_or(true, |status| status.pid == pid.as_raw() as u32 && status.parent == std::process::id())
 }
 
-/// In what the program at the stop differs from the one that was decided on.
-fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole, String)]) -> Option<String> {
-    let open = |name: &str, flags: OFlag| {
-        openat(view.proc(), format!("{leader}/{name}").as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
-    };
+/// In what the program at the stop differs from the one that was decided on. It has its process's number, whichever thread
+/// made the call.
+fn difference(
+    view: &View,
+    caller: &Caller,
+    leader: Pid,
+    program: &Program,
+    digests: &[(FileRole, String)],
+) -> Option<String> {
     let unreadable = |what: &str, error: Errno| Some(format!("its {what} could not be read: {error}"));
-    let running = fstatat(view.proc(), format!("{leader}/exe").as_str(), AtFlags::empty());
-    match (running, fstat(program.files.executable())) {
+    let opened;
+    let directory = if leader.as_raw() as u32 == caller.tid {
+        caller.directory()
+    } else {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match openat(view.proc(), leader.to_string().as_str(), flags, Mode::empty()) {
+            Ok(directory) => opened = directory,
+            Err(error) => return unreadable("process", error),
+        }
+        opened.as_fd()
+    };
+    let open = |name: &str, flags: OFlag| openat(directory, name, flags | OFlag::O_CLOEXEC, Mode::empty());
+    match (fstatat(directory, "exe", AtFlags::empty()), fstat(program.files.executable())) {
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
         (Err(error), _) => return unreadable("executable", error),
         _ => {
@@ -330,13 +347,15 @@ fn difference(view: &View, leader: Pid, program: &Program, digests: &[(FileRole,
             return Some(format!("it began to run {}", name.unwrap_or_default()));
         }
     }
-    let mapped =
-        match open("maps", OFlag::O_RDONLY).map_err(io::Error::from).and_then(|maps| mapping::files(maps.into())) {
-            Ok(mapped) => mapped,
-            Err(error) => return Some(format!("its memory could not be looked at: {error}")),
-        };
-    if let Some(difference) = mapped_difference(view, &mapped, program) {
-        return Some(difference);
+    let maps = match open("maps", OFlag::O_RDONLY) {
+        Ok(maps) => File::from(maps),
+        Err(error) => return unreadable("memory", error),
+    };
+    match mapping::files(&maps).map(|mapped| mapped_difference(view, &mapped, program)) {
+        Ok(None) => {}
+        Ok(Some(Unlike::Loads(other))) => return Some(format!("its loader is {}", mapping::path(&maps, other.start))),
+        Ok(Some(Unlike::LoadsNothing)) => return Some("it has no loader".to_owned()),
+        Err(error) => return Some(format!("its memory could not be looked at: {error}")),
     }
     if let Some(difference) = argument_difference(program, open("cmdline", OFlag::O_RDONLY).map(File::from)) {
         return Some(difference);
@@ -371,8 +390,14 @@ fn argument_difference(program: &Program, cmdline: nix::Result<File>) -> Option<
     }
 }
 
+/// What a process has mapped that it should not, or the other way round.
+enum Unlike {
+    Loads(Mapped),
+    LoadsNothing,
+}
+
 /// Before its first instruction a process has mapped the program and its loader, and no other file.
-fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Option<String> {
+fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Option<Unlike> {
     let loader = program.files.loader.as_ref().map(AsFd::as_fd);
     let has = |shown: &[(u64, u64)], mapped: &Mapped| shown.contains(&(mapped.device, mapped.inode));
     let mut executable = shown_as(program.files.executable());
@@ -382,9 +407,9 @@ fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Optio
         loads.extend(loader.and_then(|loader| really_shown_as(view, loader)));
     }
     if let Some(other) = mapped.iter().find(|mapped| !has(&executable, mapped) && !has(&loads, mapped)) {
-        return Some(format!("its loader is {}", other.path));
+        return Some(Unlike::Loads(*other));
     }
-    (loader.is_some() && !mapped.iter().any(|mapped| has(&loads, mapped))).then(|| "it has no loader".to_owned())
+    (loader.is_some() && !mapped.iter().any(|mapped| has(&loads, mapped))).then_some(Unlike::LoadsNothing)
 }
 
 /// The device and inode numbers that a mapping of this file has, as a rule.
@@ -397,6 +422,6 @@ fn shown_as(file: BorrowedFd<'_>) -> Vec<(u64, u64)> {
 fn really_shown_as(view: &View, file: BorrowedFd<'_>) -> Option<(u64, u64)> {
     let maps = openat(view.proc(), "self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let file = view.reopen(file, OFlag::O_RDONLY).ok()?;
-    let ours = mapping::of(file.as_fd(), maps.into()).ok()?;
+    let ours = mapping::of(file.as_fd(), &File::from(maps)).ok()?;
     Some((ours.device, ours.inode))
 }

@@ -48,9 +48,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Which processes have an exec under way, and which have a thread that is held because it traces a caller: none has both.
 #[derive(Debug, Default)]
 pub struct Turns {
-    /// How many execs; none while a thread is held.
-    taken: Mutex<HashMap<u32, usize>>,
+    taken: Mutex<Taken>,
     given_back: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// How many execs each process has under way; none while a thread of it is held.
+    processes: HashMap<u32, usize>,
+    /// How many wait for a turn.
+    waiting: usize,
 }
 
 const HELD: usize = 0;
@@ -78,14 +85,16 @@ impl Turns {
         const LOOK: Duration = Duration::from_millis(50);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(count) = next(taken.get(&pid).copied()) {
-                taken.insert(pid, count);
+            if let Some(count) = next(taken.processes.get(&pid).copied()) {
+                taken.processes.insert(pid, count);
                 return Some(Turn { turns: self, pid });
             }
             if !goes_on() {
                 return None;
             }
+            taken.waiting += 1;
             taken = self.given_back.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            taken.waiting -= 1;
         }
     }
 }
@@ -100,11 +109,13 @@ pub struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut taken = self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken.get(&self.pid).copied() {
-            Some(count) if count > 1 => taken.insert(self.pid, count - 1),
-            _ => taken.remove(&self.pid),
+        match taken.processes.get(&self.pid).copied() {
+            Some(count) if count > 1 => taken.processes.insert(self.pid, count - 1),
+            _ => taken.processes.remove(&self.pid),
         };
-        self.turns.given_back.notify_all();
+        if taken.waiting > 0 {
+            self.turns.given_back.notify_all(); // a system call, even if nobody waits
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use super::errands::{Errands, Patience};
 use super::exec::{self, Program};
 use super::network::{Held, known};
 use super::path::View;
+use super::sockets;
 use crate::decide::{Facts, FileRole, Stream};
 use crate::event::{Action, Address, Subject};
 use crate::sys::socket;
@@ -230,7 +231,7 @@ impl LiveFacts {
     }
 
     fn socket(&self, number: i32) -> Stream {
-        let Ok(held) = Held::take(&self.caller, number) else { return Stream::Unknown };
+        let Ok(held) = Held::take(&self.caller, number, |socket| sockets::kind(socket)) else { return Stream::Unknown };
         let peer = socket::peer_address(&held.fd).ok().map(|peer| known(held.socket.family, &peer));
         Stream::Socket { socket: held.socket, peer }
     }

@@ -114,7 +114,7 @@ pub fn intercept(
     notification: &Notification,
 ) -> Result<Intercepted, Errno> {
     let args = notification.args;
-    let held = || Held::take(caller, args[0] as i32);
+    let held = || Held::take(caller, args[0] as i32, |socket| sockets.kind(socket));
     Ok(match call {
         Call::Execve | Call::Execveat => {
             let (action, program) = exec::read(view, caller, notification, call == Call::Execveat)?;

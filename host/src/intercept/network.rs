@@ -1,6 +1,7 @@
 //! Socket calls → endpoints.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -39,18 +40,13 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes the socket that the caller's descriptor is.
+    /// Takes the socket that the caller's descriptor is. `kind` tells what kind that is.
     ///
     /// # Errors
     /// `EBADF`, `ENOTSOCK`; `EPERM` if we may not.
-    pub fn take(caller: &Caller, fd: i32) -> Result<Self, Errno> {
+    pub fn take(caller: &Caller, fd: i32, kind: impl FnOnce(&OwnedFd) -> io::Result<Socket>) -> Result<Self, Errno> {
         let fd = caller.descriptor(fd).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EPERM)))?;
-        let option = |name| socket::option(&fd, name).map_err(|_| Errno::ENOTSOCK);
-        let socket = Socket {
-            family: option(libc::SO_DOMAIN)? as u16,
-            kind: option(libc::SO_TYPE)? as u32,
-            protocol: option(libc::SO_PROTOCOL)? as u32,
-        };
+        let socket = kind(&fd).map_err(|_| Errno::ENOTSOCK)?;
         Ok(Self { fd, socket })
     }
 

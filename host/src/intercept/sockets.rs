@@ -1,4 +1,5 @@
-//! What we did to AF_UNIX sockets on behalf of others, and the kernel does not tell any more.
+//! What is remembered of sockets: of what kind they are, which saves a question; and what we did to AF_UNIX sockets on behalf
+//! of others, which the kernel does not tell any more.
 //!
 //! It takes the process that makes the call for the one that wanted it, so whoever asks for the peer of a connection
 //! (`SO_PEERCRED`) would be told of the supervisor; and of a bound socket it tells the path that was given to bind(2), which
@@ -6,9 +7,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::event::Socket;
 use crate::sys::{diag, socket};
 
 /// Where a socket listens.
@@ -29,7 +32,34 @@ struct Ends {
 
 /// What is remembered: of the last so many, for nobody tells us when a socket is gone.
 #[derive(Debug, Default)]
-pub struct Sockets(Mutex<Memory>);
+pub struct Sockets {
+    memory: Mutex<Memory>,
+    kinds: Mutex<Kinds>,
+}
+
+/// Of what kind sockets are, each in the place that the last bits of its cookie say.
+type Kinds = HashMap<u8, Kind>;
+
+/// What of a socket never changes, save for its family: `IPV6_ADDRFORM` (ipv6(7)) makes an IPv4 socket of an IPv6 one.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    cookie: u64,
+    kind: u32,
+    protocol: u32,
+}
+
+/// Asks the kernel what kind of socket this is.
+///
+/// # Errors
+/// `ENOTSOCK` for anything that isn't one.
+pub fn kind(socket: impl AsFd) -> io::Result<Socket> {
+    let option = |name| socket::option(socket.as_fd(), name);
+    Ok(Socket {
+        family: option(libc::SO_DOMAIN)? as u16,
+        kind: option(libc::SO_TYPE)? as u32,
+        protocol: option(libc::SO_PROTOCOL)? as u32,
+    })
+}
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -42,7 +72,23 @@ struct Memory {
 
 impl Sockets {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same as [`kind`], with fewer questions for a socket that was seen lately.
+    ///
+    /// # Errors
+    /// As [`kind`].
+    pub fn kind(&self, socket: impl AsFd) -> io::Result<Socket> {
+        let kinds = || self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let cookie = socket::cookie(socket.as_fd())?;
+        let place = cookie as u8;
+        if let Some(Kind { kind, protocol, .. }) = kinds().get(&place).copied().filter(|seen| seen.cookie == cookie) {
+            return Ok(Socket { family: socket::option(socket, libc::SO_DOMAIN)? as u16, kind, protocol });
+        }
+        let found = kind(socket)?;
+        kinds().insert(place, Kind { cookie, kind: found.kind, protocol: found.protocol });
+        Ok(found)
     }
 
     /// The socket was bound to this path.

@@ -308,8 +308,10 @@ impl Office {
         }
         let intercepted =
             intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);
+        // Otherwise what was read may be somebody else's; also where the caller's descriptors are kept, and so cannot have
+        // become another thread's: an exec of a sibling ends the call, and gives another program the same number.
         if !self.listener.is_valid(notification.id) {
-            return None; // what was read may be somebody else's
+            return None;
         }
         match intercepted {
             Err(errno) if self.mode() == Mode::DryRun => {

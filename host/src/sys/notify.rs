@@ -35,7 +35,6 @@ pub enum Answer {
     Errno(i32),
 }
 
-/// `SECCOMP_IOCTL_NOTIF_SET_FLAGS` (Linux 6.6), which libc does not have.
 mod ioctls {
     nix::ioctl_readwrite!(recv, b'!', 0, libc::seccomp_notif);
     nix::ioctl_readwrite!(send, b'!', 1, libc::seccomp_notif_resp);
@@ -66,6 +65,7 @@ impl Listener {
     /// Asks the kernel to run caller and supervisor on one CPU in turn (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`). Whether it
     /// does: before Linux 6.6 it does not.
     pub fn synchronous_wake_up(&self) -> bool {
+        /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS`, which libc does not have.
         const SET_FLAGS: libc::c_ulong = 0x4008_2104;
         // SAFETY: the ioctl takes a number, no pointer.
         unsafe { libc::ioctl(self.fd.as_raw_fd(), SET_FLAGS as _, 1_u64) == 0 }
