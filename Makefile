@@ -34,10 +34,10 @@ demo:
 test: lint aarch64 build
 	$(CARGO) test --release --locked --workspace --all-features
 
-# What it costs: a table, and bench.json. QUICK=1 takes a minute, otherwise it is a quarter of an hour. See BENCHMARKS.md.
-bench: build
+# What it costs: a table, and bench.json. On an idle machine it takes some minutes, with QUICK=1 one. See BENCHMARKS.md.
+bench: build plugins
 	@.ci/setup bench
-	tests/bench/run $(CALLGATE) $(if $(QUICK),--quick)
+	tests/bench/run $(CALLGATE) --plugin target/plugins/drift.wasm $(if $(QUICK),--quick)
 
 lint:
 	@.ci/setup test

@@ -31,21 +31,28 @@ struct Ends {
 }
 
 /// What is remembered: of the last so many, for nobody tells us when a socket is gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sockets {
     memory: Mutex<Memory>,
-    kinds: Mutex<Kinds>,
+    /// Of what kind sockets are: each, with its cookie, in the place that the last bits of that say.
+    kinds: Mutex<[Option<(u64, Socket)>; KINDS]>,
 }
 
-/// Of what kind sockets are, each in the place that the last bits of its cookie say.
-type Kinds = HashMap<u8, Kind>;
+const KINDS: usize = 256;
 
-/// What of a socket never changes, save for its family: `IPV6_ADDRFORM` (ipv6(7)) makes an IPv4 socket of an IPv6 one.
-#[derive(Debug, Clone, Copy)]
-struct Kind {
-    cookie: u64,
-    kind: u32,
-    protocol: u32,
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { memory: Mutex::default(), kinds: Mutex::new([None; KINDS]) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// By the socket's cookie: an inode number comes again after 2^32 others.
+    paths: Recent<u64, String>,
+    listeners: Recent<Place, u32>,
+    /// By the cookie of the socket that was connected.
+    connections: Recent<u64, Ends>,
 }
 
 /// Asks the kernel what kind of socket this is.
@@ -61,15 +68,6 @@ pub fn kind(socket: impl AsFd) -> io::Result<Socket> {
     })
 }
 
-#[derive(Debug, Default)]
-struct Memory {
-    /// By the socket's cookie: an inode number comes again after 2^32 others.
-    paths: Recent<u64, String>,
-    listeners: Recent<Place, u32>,
-    /// By the cookie of the socket that was connected.
-    connections: Recent<u64, Ends>,
-}
-
 impl Sockets {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -82,12 +80,17 @@ impl Sockets {
     pub fn kind(&self, socket: impl AsFd) -> io::Result<Socket> {
         let kinds = || self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let cookie = socket::cookie(socket.as_fd())?;
-        let place = cookie as u8;
-        if let Some(Kind { kind, protocol, .. }) = kinds().get(&place).copied().filter(|seen| seen.cookie == cookie) {
-            return Ok(Socket { family: socket::option(socket, libc::SO_DOMAIN)? as u16, kind, protocol });
+        let place = cookie as usize % KINDS;
+        if let Some((_, known)) = kinds()[place].filter(|(seen, _)| *seen == cookie) {
+            // Nothing of it ever changes, but that an IPv6 socket can be made an IPv4 one (`IPV6_ADDRFORM`, ipv6(7)).
+            let family = match i32::from(known.family) {
+                libc::AF_INET6 => socket::option(socket, libc::SO_DOMAIN)? as u16,
+                _ => known.family,
+            };
+            return Ok(Socket { family, ..known });
         }
         let found = kind(socket)?;
-        kinds().insert(place, Kind { cookie, kind: found.kind, protocol: found.protocol });
+        kinds()[place] = Some((cookie, found));
         Ok(found)
     }
 

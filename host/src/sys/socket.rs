@@ -114,7 +114,7 @@ pub fn peer_address(socket: impl AsFd) -> io::Result<Vec<u8>> {
     Ok(address[..(length as usize).min(address.len())].to_vec())
 }
 
-/// `SO_COOKIE` (Linux 4.12): a number that no other socket of this machine has or will have.
+/// `SO_COOKIE`: a number that no other socket of this machine has or will have (Linux 5.3; before, of its network namespace).
 ///
 /// # Errors
 /// `ENOTSOCK` for anything that isn't a socket.
