@@ -357,6 +357,7 @@ fn difference(
         Ok(Some(Unlike::LoadsNothing)) => return Some("it has no loader".to_owned()),
         Err(error) => return Some(format!("its memory could not be looked at: {error}")),
     }
+    drop(maps); // its descriptor may be the last one
     if let Some(difference) = argument_difference(program, open("cmdline", OFlag::O_RDONLY).map(File::from)) {
         return Some(difference);
     }

@@ -462,8 +462,7 @@ impl Status {
     /// # Errors
     /// There is none, or it cannot be looked at.
     pub fn of(view: &View, id: u32) -> io::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Self::read(openat(view.proc(), id.to_string().as_str(), flags, Mode::empty())?.as_fd())
+        Self::at(view.proc(), &format!("{id}/status")) // one descriptor, where there may be no more
     }
 
     /// Reads the status of the thread whose `/proc` directory this is.
@@ -471,7 +470,11 @@ impl Status {
     /// # Errors
     /// `ESRCH`, `ENOENT`: it is gone.
     pub fn read(directory: BorrowedFd<'_>) -> io::Result<Self> {
-        let fd = openat(directory, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Self::at(directory, "status")
+    }
+
+    fn at(directory: BorrowedFd<'_>, name: &str) -> io::Result<Self> {
+        let fd = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         // Not through std's File, which asks for a size that there is none of.
         let mut text = vec![0; 4096];
         let mut length = 0;
