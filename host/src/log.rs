@@ -1,8 +1,16 @@
 //! What callgate says about its own work, on standard error: `callgate: warning: …`. Records of events are the business of
 //! [`crate::audit`].
+//!
+//! Once there is a workload, whoever has something to say does not wait until it is written: a pipe that nobody reads, or a
+//! terminal that the workload has stopped, would hold up decisions.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tracing::{Event, Level, Subscriber};
@@ -18,10 +26,79 @@ use tracing_subscriber::registry::LookupSpan;
 pub fn start(filter: &str) -> Result<()> {
     let parsed = EnvFilter::try_new(filter)
         .with_context(|| format!("CALLGATE_LOG is {filter:?}; it takes error, warn, info, debug or trace"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(|| Lines);
     // Fields are coloured, whatever the format does; a container's log is no terminal.
     log.with_ansi(std::io::stderr().is_terminal()).event_format(Plain).init();
     Ok(())
+}
+
+/// How many lines may wait to be written. What comes then is lost, and counted.
+const WAITING: usize = 256;
+
+/// Lines on their way to a thread that writes them.
+struct Queue {
+    lines: SyncSender<Vec<u8>>,
+    /// How many lines were taken, and how many of them are written.
+    taken: AtomicU64,
+    written: AtomicU64,
+    lost: AtomicU64,
+}
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// From now on lines are written by a thread of this process.
+///
+/// # Errors
+/// It cannot be started.
+pub fn detach() -> io::Result<()> {
+    let (lines, waiting) = mpsc::sync_channel::<Vec<u8>>(WAITING);
+    let zero = AtomicU64::default;
+    let _ = QUEUE.set(Queue { lines, taken: zero(), written: zero(), lost: zero() });
+    thread::Builder::new().name("callgate-log".into()).stack_size(64 << 10).spawn(move || {
+        for line in waiting {
+            let _ = io::stderr().write_all(&line);
+            let Some(queue) = QUEUE.get() else { return };
+            queue.written.fetch_add(1, SeqCst);
+            let lost = queue.lost.swap(0, SeqCst);
+            if lost > 0 {
+                let _ = writeln!(
+                    io::stderr(),
+                    "callgate: warning: {lost} lines are missing here: nobody took them in time"
+                );
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Waits until all lines are written, but not longer than this.
+pub fn flush(patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while let Some(queue) = QUEUE.get()
+        && queue.written.load(SeqCst) < queue.taken.load(SeqCst)
+        && Instant::now() < deadline
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Lines;
+
+impl Write for Lines {
+    /// A line, which comes as a whole.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let Some(queue) = QUEUE.get() else { return io::stderr().write(line) };
+        queue.taken.fetch_add(1, SeqCst);
+        if queue.lines.try_send(line.to_vec()).is_err() {
+            queue.taken.fetch_sub(1, SeqCst);
+            queue.lost.fetch_add(1, SeqCst);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Plain;

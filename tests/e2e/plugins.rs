@@ -1,8 +1,9 @@
 //! Plugins that the executable does not know: what they may decide, and what they cannot break.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -42,6 +43,37 @@ fn allowlist() -> Value {
 
 fn house(config: Value) -> Value {
     json!({ "name": "house", "path": "house-rules.wasm", "config": config })
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    let fixture = with(json!([house(json!({ "log_at": "talk" })), allowlist()]), json!({}));
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    writer.write_all(&vec![b'x'; size as usize]).unwrap();
+    let mut command = fixture.callgate();
+    command.args(["/bin/bash", "-c", "for n in $(seq 300); do /bin/echo talk; done"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
+    drop(command);
+    assert_eq!(crate::harness::wait(&mut child).code(), Some(0));
+    let done = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+    assert_eq!(done, "talk\n".repeat(300));
+    drop(reader);
+}
+
+/// The end of the workload waits for what was said before.
+#[test]
+fn what_a_plugin_says_last_is_read_by_who_reads_late() {
+    let fixture = with(json!([house(json!({ "log_at": "talk" })), allowlist()]), json!({}));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = fixture.callgate();
+    command.args(["/bin/bash", "-c", "for n in $(seq 20); do /bin/echo talk; done"]);
+    let mut child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    drop(command);
+    crate::harness::wait(&mut child);
+    let said = std::io::read_to_string(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
+    assert_eq!(said.lines().filter(|line| line.contains("log: ")).count(), 20, "{said}");
+    assert!(said.lines().all(|line| line.starts_with("callgate: warning: ")), "{said}");
 }
 
 #[test]

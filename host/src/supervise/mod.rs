@@ -41,6 +41,7 @@ use crate::intercept::path::View;
 use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
+use crate::log;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{Guarantee, Mode, Policy};
 use crate::relay::{self, Relay};
@@ -145,6 +146,7 @@ impl Supervision for Supervisor {
             over: AtomicBool::new(false),
         });
         interruption::prepare()?;
+        log::detach().context("cannot start a thread")?;
         let (watched, relieved) = (Arc::clone(&office), Arc::clone(&office));
         let thread = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(STACK);
         thread("callgate-watch")
@@ -166,6 +168,7 @@ impl Supervision for Supervisor {
     fn command_ended(&mut self) {
         if let Some((office, _)) = &self.running {
             office.audit.flush(Duration::from_secs(2));
+            log::flush(Duration::from_secs(1));
         }
     }
 
@@ -174,6 +177,7 @@ impl Supervision for Supervisor {
             office.over.store(true, SeqCst);
             office.audit.finish(office.mode(), Duration::from_secs(2));
         }
+        log::flush(Duration::from_secs(1));
     }
 }
 
