@@ -19,8 +19,8 @@ use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
 use crate::reload::Origin;
 use crate::supervise::Supervisor;
 use crate::sys::credentials::{Identity, capability_sets};
-use crate::sys::interruption;
 use crate::sys::seccomp::Filter;
+use crate::sys::{interruption, process};
 
 /// The policy where nobody names another.
 pub const DEFAULT_POLICY: &str = "/etc/callgate/policy.json";
@@ -50,6 +50,7 @@ pub struct Wrap {
 /// Our own failures, before the command has begun; the exit status for them is 125. A mistake in the policy is a
 /// [`PolicyError`].
 pub fn run(wrap: &Wrap) -> Result<u8> {
+    process::outlive_file_limit();
     let (policy, source) = Policy::load(&wrap.policy)?;
     let mode = mode(&policy, wrap.mode);
     interruption::tell_sent_from_faults()?;

@@ -683,12 +683,30 @@ fn a_set_user_id_program_gains_nothing() {
 }
 
 #[test]
-fn asking_whether_a_file_may_be_run_is_not_known_to_the_workload() {
-    let fixture = Fixture::new(json!({ "allow_executables": ["/**"], "deny_executables": ["/usr/bin/whoami"] }));
+fn who_asks_whether_a_file_may_be_run_is_told_what_would_be_decided() {
+    let policy = json!({ "allow_executables": ["/**"], "deny_executables": ["/usr/bin/whoami"] });
+    let fixture = Fixture::new(policy);
     let how = fixture.compile("how", HOW, &[]);
-    for program in ["/usr/bin/true", "/usr/bin/whoami"] {
-        assert_eq!(fixture.run(&[text(&how), "check".into(), program.into()]).stdout, "EINVAL\n");
+    script(&fixture.path("script"), "#!/usr/bin/missing\n");
+    script(&fixture.path("denied"), "#!/usr/bin/whoami\n");
+    fs::write(fixture.path("plain"), "").unwrap();
+    let bare = |program: &str| run(Command::new(&how).args(["check", program])).stdout;
+    let under = |program: &str| fixture.run(&[text(&how), "check".into(), program.into()]).stdout;
+    // EINVAL before Linux 6.14.
+    let known = bare("/usr/bin/true");
+    assert!(["may be run\n", "EINVAL\n"].contains(&known.as_str()), "{known}");
+    for program in
+        ["/usr/bin/true", "/usr/bin/missing", "/usr/bin", &text(fixture.path("script")), &text(fixture.path("plain"))]
+    {
+        assert_eq!(under(program), bare(program), "{program}");
     }
+    assert!(fixture.records_of("denied").is_empty());
+    for program in ["/usr/bin/whoami", &text(fixture.path("denied"))] {
+        assert_eq!(under(program), "EACCES\n", "{program}");
+    }
+    let denied = fixture.records_of("denied");
+    assert!(denied.iter().all(|record| record["event"] == "exec"), "{denied:?}");
+    assert_eq!(denied.len(), 2, "{denied:?}");
 }
 
 /// Prints the errno of execs that fail. Its argument is a directory that the test has filled.

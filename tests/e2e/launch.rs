@@ -138,7 +138,7 @@ int main(int argc, char **argv) {
         case 'b': { sigset_t set; sigemptyset(&set); sigaddset(&set, SIGUSR2); sigaddset(&set, SIGTERM);
                     sigaddset(&set, SIGRTMIN + 5); sigprocmask(SIG_BLOCK, &set, NULL); break; }
         case 'i': signal(SIGHUP, SIG_IGN); signal(SIGPIPE, SIG_IGN); signal(SIGCHLD, SIG_IGN); signal(SIGSEGV, SIG_IGN);
-                  signal(SIGTSTP, SIG_IGN); break;
+                  signal(SIGTSTP, SIG_IGN); signal(SIGXFSZ, SIG_IGN); break;
         case 'l': { struct rlimit limit = {77, 99}; setrlimit(RLIMIT_NOFILE, &limit);
                     limit.rlim_cur = 0; limit.rlim_max = 0; setrlimit(RLIMIT_CORE, &limit); break; }
         case 'n': nice(7); break;
@@ -149,6 +149,25 @@ int main(int argc, char **argv) {
     return 99;
 }
 "#;
+
+#[test]
+fn a_limit_of_file_sizes_is_the_commands_and_does_not_end_the_supervisor() {
+    let fixture = Fixture::allowing(&["/bin/bash", "/usr/bin/head"]);
+    let limited = |limit: &str, line: &str| {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("ulimit -f {limit}; exec \"$@\""), "bash", CALLGATE, "--policy"]);
+        run(command.arg(fixture.policy()).args(["/bin/bash", "-c", line]))
+    };
+    for limit in ["0", "8"] {
+        let line = format!("ulimit -f; head -c 100000 /dev/zero > {}; echo $?", fixture.path("much").display());
+        assert_eq!(limited(limit, &line).stdout, format!("{limit}\n153\n"), "SIGXFSZ ends head");
+    }
+    // An audit log that may not grow ends nothing either, and everything is decided as before.
+    let outcome = limited("8", "for i in {1..40}; do /bin/ls /; done 2>/dev/null; echo $?; head -c 0; echo $?");
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "126\n0\n"), "{outcome:?}");
+    let length = fs::metadata(fixture.path("records")).unwrap().len();
+    assert!((4096..=8192).contains(&length), "{length}");
+}
 
 #[test]
 fn the_command_finds_everything_as_it_would_without_us() {

@@ -68,6 +68,26 @@ fn every_call_returns_the_same_also_where_neither_supervisor_nor_workload_is_roo
 }
 
 #[test]
+fn an_address_that_no_socket_takes_fails_as_it_does_without_us_whatever_the_rules_say() {
+    let source = include_str!("programs/refused_addresses.c");
+    for (rules, mode) in [(json!({}), "fresh"), (all(), "fresh"), (all(), "used")] {
+        let fixture = governed(rules);
+        let program = fixture.compile("refused", source, &["-w"]);
+        let output = |command: &mut Command| {
+            let outcome = run(command.arg(&program).arg(mode).current_dir(fixture.path("")));
+            assert_eq!(outcome.code(), 0, "{mode}: {outcome:?}");
+            outcome.stdout
+        };
+        let (bare, under) = (output(&mut Command::new("env")), output(&mut fixture.callgate()));
+        let differences: Vec<_> = bare.lines().zip(under.lines()).filter(|(bare, under)| bare != under).collect();
+        assert_eq!(differences, [], "{mode}");
+        assert!(bare.lines().count() > 10, "{bare}");
+        assert_eq!(bare, under, "{mode}");
+        assert_eq!(fixture.records(), [] as [Value; 0], "{mode}");
+    }
+}
+
+#[test]
 fn memory_that_does_not_come_holds_up_nobody_but_its_owner() {
     let fixture = governed(all());
     let source = r#"

@@ -50,6 +50,8 @@ pub struct Program {
     pub unreadable: bool,
     /// Whether the kernel will refuse it with `EACCES` anyway: one of the files must not be executed by anybody.
     pub inexecutable: bool,
+    /// Whether the caller only asks whether it may be run (`AT_EXECVE_CHECK`, Linux 6.14): then nothing begins to run.
+    pub only_asked: bool,
     /// What `arguments` are counted for.
     _room: Room,
 }
@@ -111,10 +113,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
     let [a, b, c, d, e, _] = call.args;
     let (dirfd, path, argv, envp, flags) =
         if at { (a as i32, b, c, d, e as i32) } else { (libc::AT_FDCWD, a, b, c, 0) };
-    if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
-        // AT_EXECVE_CHECK (Linux 6.14) runs nothing, but tells what may be run; nobody has decided on that.
+    if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_EXECVE_CHECK) != 0 {
         return Err(Errno::EINVAL);
     }
+    let only_asked = flags & libc::AT_EXECVE_CHECK != 0;
     let requested = caller.copy_string(path, PATH_MAX)?;
     let directory = Directory { view, caller, opened: OnceCell::new() };
     let by_descriptor = requested.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
@@ -156,7 +158,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 if interpreter.is_empty() {
                     return Err(Errno::EACCES); // open_exec takes no name for the working directory
                 }
-                let next = directory.resolve(&interpreter, true)?;
+                let next = match directory.resolve(&interpreter, true) {
+                    Err(Errno::ENOENT) if only_asked => break, // the kernel does not look into the file (`bprm_execve`, fs/exec.c)
+                    next => next?,
+                };
                 inexecutable = !is_executable(next.as_fd())?;
                 // bprm_change_interp: argv[0] makes room for the interpreter, its argument and the script's name.
                 if !arguments.is_empty() {
@@ -168,7 +173,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
                 interpreters.push(next);
             }
             Head::Elf { loader: Some(path) } => {
-                let found = directory.resolve(&path, true)?;
+                let found = match directory.resolve(&path, true) {
+                    Err(Errno::ENOENT) if only_asked => break,
+                    found => found?,
+                };
                 inexecutable = !is_executable(found.as_fd())?;
                 loader = Some(found);
                 break;
@@ -200,7 +208,8 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         directory: directory.name(),
     };
     let action = if fileless { Action::ExecFileless(exec) } else { Action::Exec(exec) };
-    Ok((action, Program { files, arguments, cut, environment: envp, unreadable, inexecutable, _room: room }))
+    let environment = envp;
+    Ok((action, Program { files, arguments, cut, environment, unreadable, inexecutable, only_asked, _room: room }))
 }
 
 /// The caller's working directory, which has to be opened only for relative paths.

@@ -124,6 +124,9 @@ pub fn intercept(
             let held = held()?;
             let bytes = network::copy_address(caller, &held, args[1], args[2])?;
             let target = network::destination(view, own, caller, &held, bytes)?;
+            if held.refuses(&target.bytes) {
+                return Ok(Intercepted::Ungoverned(Copy::Connect(held, target)));
+            }
             let action = Action::Connect(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Connect(held, target))
         }
@@ -131,6 +134,10 @@ pub fn intercept(
             let held = held()?;
             let bytes = network::copy_address(caller, &held, args[1], args[2])?;
             let target = network::local(view, own, caller, &held, bytes)?;
+            let autobinds = i32::from(held.socket.family) == libc::AF_UNIX && target.address == Address::UnixUnnamed;
+            if held.refuses(&target.bytes) && !autobinds {
+                return Ok(Intercepted::Ungoverned(Copy::Bind(held, target)));
+            }
             let action = Action::Bind(network::endpoint(&held, target.address.clone()));
             Intercepted::Event(action, Copy::Bind(held, target))
         }
@@ -234,7 +241,7 @@ pub fn sending(wanted: EventKinds, held: Held, message: Message) -> Intercepted 
     let fast_open = message.flags & libc::MSG_FASTOPEN != 0;
     let action = if fast_open && held.is_stream() { Action::Connect(endpoint) } else { Action::Send(endpoint) };
     let ignored = held.ignores_addresses() && !(fast_open && held.is_stream());
-    if ignored || !wanted.contains(action.kind()) {
+    if ignored || held.refuses(&target.bytes) || !wanted.contains(action.kind()) {
         return Intercepted::Ungoverned(Copy::Send(held, message));
     }
     Intercepted::Event(action, Copy::Send(held, message))

@@ -71,6 +71,24 @@ impl Held {
         }
     }
 
+    /// Whether the kernel takes such an address in no call on this socket, so that it is no event but the caller's mistake,
+    /// whose errno is the kernel's to tell: `unix_validate_addr` (net/unix/af_unix.c; but see bind(2), which takes an address
+    /// without a name); `__inet_bind`, `tcp_v4_connect`, `__ip4_datagram_connect`, `udp_sendmsg` (net/ipv4), and those of
+    /// net/ipv6. A socket of IPv6 may become one of IPv4, but none of IPv4 another.
+    pub fn refuses(&self, address: &[u8]) -> bool {
+        const UNIX_MAX: usize = size_of::<libc::sockaddr_un>();
+        const TCP: (i32, i32) = (libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        const UDP: (i32, i32) = (libc::SOCK_DGRAM, libc::IPPROTO_UDP); // `raw_bind` (net/ipv4/raw.c) takes every family
+        let family = address.first_chunk().map(|family| i32::from(u16::from_ne_bytes(*family)));
+        match (i32::from(self.socket.family), (self.socket.kind as i32, self.socket.protocol as i32)) {
+            _ if family == Some(libc::AF_UNSPEC) => false,
+            (libc::AF_UNIX, _) => family != Some(libc::AF_UNIX) || !(3..=UNIX_MAX).contains(&address.len()),
+            (libc::AF_INET, TCP | UDP) => family != Some(libc::AF_INET),
+            (libc::AF_INET6, TCP | UDP) => !matches!(family, Some(libc::AF_INET6 | libc::AF_INET)),
+            _ => false,
+        }
+    }
+
     /// Whether it is a stream, on which a part of the data may be sent.
     pub fn is_stream(&self) -> bool {
         self.socket.kind == libc::SOCK_STREAM as u32
@@ -98,6 +116,9 @@ pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> 
         return Err(Errno::EINVAL);
     }
     let bytes = caller.copy(pointer, length as usize)?;
+    if held.refuses(&bytes) {
+        return Ok(bytes);
+    }
     let Some(family) = bytes.first_chunk() else { return Err(Errno::EINVAL) };
     let shortest = match i32::from(u16::from_ne_bytes(*family)) {
         libc::AF_INET => 16,
@@ -113,6 +134,9 @@ pub fn copy_address(caller: &Caller, held: &Held, pointer: u64, length: u64) -> 
 /// # Errors
 /// What the kernel would answer.
 pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
+    if held.refuses(&bytes) {
+        return Ok(plain(&held.socket, bytes));
+    }
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, specific(held, bytes))) };
     let directory = view.caller_directory(caller, "cwd")?;
     let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
@@ -163,7 +187,8 @@ fn specific(held: &Held, mut bytes: Vec<u8>) -> Vec<u8> {
 /// # Errors
 /// What the kernel would answer.
 pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8>) -> Result<Target, Errno> {
-    let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, bytes)) };
+    let path = unix_path(&held.socket, &bytes).filter(|_| !held.refuses(&bytes));
+    let Some(path) = path else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
     let (parent, name) = as_caller(view, own, caller, || view.resolve_parent(caller, directory, path))?;
     let mut named = view.name(parent.as_fd());
@@ -555,6 +580,26 @@ mod tests {
         assert_eq!(decode(&on(libc::AF_INET), &v4(libc::AF_INET)), ten);
         assert_eq!(decode(&on(libc::AF_INET), &v4(libc::AF_UNSPEC)), ten);
         assert_eq!(decode(&on(libc::AF_INET6), &v4(libc::AF_UNSPEC)), Address::Unspecified);
+    }
+
+    #[test]
+    fn what_some_call_on_a_socket_takes_is_not_refused() {
+        let refuses = |family: i32, kind: i32, protocol: i32, address: &[u8]| {
+            let socket = Socket { family: family as u16, kind: kind as u32, protocol: protocol as u32 };
+            Held { fd: std::fs::File::open("/dev/null").unwrap().into(), socket }.refuses(address)
+        };
+        let (stream, datagram) = (libc::SOCK_STREAM, libc::SOCK_DGRAM);
+        for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
+            let kind = if protocol == libc::IPPROTO_TCP { stream } else { datagram };
+            assert!(refuses(libc::AF_INET, kind, protocol, &v4(libc::AF_INET6)));
+            assert!(!refuses(libc::AF_INET, kind, protocol, &v4(libc::AF_UNSPEC)));
+            assert!(!refuses(libc::AF_INET6, kind, protocol, &v4(libc::AF_INET)));
+            // Raw sockets are bound to the address in it whatever its family says.
+            assert!(!refuses(libc::AF_INET, libc::SOCK_RAW, protocol, &v4(99)));
+        }
+        assert!(!refuses(libc::AF_INET, stream, libc::IPPROTO_SCTP, &v4(libc::AF_INET6)));
+        assert!(!refuses(libc::AF_UNIX, stream, 0, &[1, 0, 0]));
+        assert!(refuses(libc::AF_UNIX, stream, 0, &[1, 0]));
     }
 
     #[test]

@@ -11,6 +11,9 @@ pub fn config() -> wasmtime::Config {
     config.epoch_interruption(true);
     // A plugin recurses on its own data at most; receiver threads have 2 MiB.
     config.max_wasm_stack(512 << 10);
+    // A plugin is instantiated for the life of the workload, so an image to share its memory with saves nothing; and the file
+    // in memory that it would be (memfd_create(2)) may be larger than our limit of file sizes.
+    config.memory_init_cow(false);
     config.cranelift_opt_level(wasmtime::OptLevel::Speed);
     config
 }

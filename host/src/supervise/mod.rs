@@ -513,7 +513,8 @@ impl Office {
         if program.inexecutable {
             return Some(Answer::Errno(libc::EACCES));
         }
-        if !self.findings.has(Guarantee::RaceFreeExec) {
+        // What only asks runs nothing: the flag that says so is in a register, which nobody changes while the caller waits.
+        if program.only_asked || !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
         let digests = facts.digests();
@@ -802,7 +803,8 @@ fn tell_peer(caller: &Caller, call: &Notification, peer: &[u8]) -> Result<(), Er
         return Ok(());
     }
     let room = caller.copy(length, 4)?;
-    let room = u32::from_ne_bytes([room[0], room[1], room[2], room[3]]) as usize;
+    let room = i32::from_ne_bytes([room[0], room[1], room[2], room[3]]);
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?; // `move_addr_to_user` (net/socket.c)
     caller.write(address, &peer[..room.min(peer.len())])?;
     caller.write(length, &(peer.len() as u32).to_ne_bytes())
 }

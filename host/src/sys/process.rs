@@ -20,8 +20,9 @@ use crate::sys::seccomp::Filter;
 /// the command gets it all as it was.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 static IGNORED: AtomicU32 = AtomicU32::new(0);
-/// The signals that we handle otherwise than we found: Rust's runtime, SIGPIPE; wasmtime, faults; we, SIGCHLD.
-const OURS: [libc::c_int; 6] = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+/// The signals that we handle otherwise than we found: Rust's runtime, SIGPIPE; wasmtime, faults; we, SIGCHLD and SIGXFSZ.
+const OURS: [libc::c_int; 7] =
+    [libc::SIGPIPE, libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGXFSZ];
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -163,6 +164,13 @@ pub fn descriptor_limit(process: u32) -> Option<u64> {
 pub fn expect_children() {
     // SAFETY: SIG_DFL is no function of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// A limit of file sizes (setrlimit(2)) that was meant for the command ends no process of ours: what is longer fails with
+/// `EFBIG`, an audit log, say.
+pub fn outlive_file_limit() {
+    // SAFETY: SIG_IGN is no function of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// The session that the command is put into.
