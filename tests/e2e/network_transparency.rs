@@ -547,3 +547,13 @@ print(worst)
     // Where each of them is waited for, before the next is received, it is about half a second on an idle machine.
     assert!(worst < 0.25, "{worst} s");
 }
+
+#[test]
+fn who_closes_a_connection_has_closed_it() {
+    let fixture = governed(all());
+    let program = fixture.compile("closed_at_once", include_str!("programs/closed_at_once.c"), &[]);
+    for command in [&mut Command::new("env"), &mut fixture.callgate()] {
+        let outcome = run(command.arg(&program));
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "EPIPE 100, ECONNRESET 0\n"), "{outcome:?}");
+    }
+}

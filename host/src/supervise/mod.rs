@@ -773,9 +773,19 @@ impl Office {
                 return Some(Answer::Errno(errno as i32));
             }
             let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-            return match self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec) {
+            // Our copy is closed before the caller can close its own: who is at the other end would take it for open still. But
+            // before Linux 5.19 a signal might come in between.
+            let handed_over = if self.listener.keeps_callers() {
+                self.listener.add_descriptor(call.id, connection.fd.as_fd(), cloexec).map(Some)
+            } else {
+                self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec)
+            };
+            return match handed_over {
                 Ok(None) => None,
-                Ok(Some(number)) => numbered(number.into()),
+                Ok(Some(number)) => {
+                    drop(connection);
+                    numbered(number.into())
+                }
                 Err(error) => {
                     keep(connection, peer);
                     match error.raw_os_error() {
