@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_millis(1);
 /// For how many short waits others are woken to receive meanwhile, once somebody had to wait for one of them.
 const CROWD: u32 = 64;
+/// The same once somebody had to be relieved who took long unexpectedly: others who do the same may be many.
+const SLOW_CROWD: u32 = 1024;
 /// After so many looks at which nothing had been received, nobody looks until something is.
 const QUIET: u32 = 50;
 /// After so many looks there is a moment for something else.
@@ -184,7 +186,7 @@ impl Relay {
     /// After that: `waited` tells whether somebody has had to wait, which matters only if nobody was woken.
     pub fn look_for_a_crowd(&self, waited: impl FnOnce() -> bool) {
         if self.is_ours() && waited() {
-            self.crowd.store(CROWD, SeqCst);
+            self.crowd.fetch_max(CROWD, SeqCst);
         }
     }
 
@@ -239,6 +241,7 @@ impl Relay {
     fn relieve_of(&self, state: u64) {
         let next = turn_of(state) + 1;
         if self.state.compare_exchange(state, begun(next), SeqCst, SeqCst).is_ok() {
+            self.crowd.store(SLOW_CROWD, SeqCst);
             self.vacated(next);
         }
     }

@@ -56,3 +56,21 @@ print(attempt(socket.AF_INET, 0, 4, b""))
     assert_eq!(outcome.stdout.lines().collect::<Vec<_>>(), [refused, refused, refused, "set"], "{outcome:?}");
     assert_eq!(fixture.records().len(), 3);
 }
+
+/// Who writes `/sbin/request-key` could have it run by the kernel; where that is the host's, the host's runs.
+#[test]
+fn no_key_makes_the_kernel_start_a_program() {
+    let code = r#"
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def request_key(callout):
+    libc.syscall(249, b"user", b"callgate:nothing", callout, ctypes.c_long(-2))
+    return errno.errorcode[ctypes.get_errno()]
+print(request_key(None), request_key(b"words"))
+"#;
+    let fixture = fixture();
+    let outcome = run(fixture.callgate().args(["/usr/bin/python3", "-c", code]));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "ENOKEY EPERM\n"), "{outcome:?}");
+    let [record] = &fixture.records_of("denied")[..] else { panic!("{:?}", fixture.records()) };
+    assert_eq!((&record["call"], &record["rule"]), (&"request_key".into(), &"request_key".into()), "{record}");
+}

@@ -103,3 +103,30 @@ fn the_first_process_of_a_namespace_ends_with_its_command_whatever_is_held() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{mode}: {:?}", begun.elapsed());
     }
 }
+
+/// The digest of each of these takes a second.
+#[test]
+fn digests_of_large_files_hold_up_only_who_runs_them() {
+    const LARGE: u64 = 511 << 20;
+    const FILES: usize = 6;
+    let allow = ["/bin/bash", "/bin/true", "/usr/bin/touch", &format!("sha256:{}", "0".repeat(64))];
+    let fixture = Fixture::allowing(&allow);
+    let make = |name: &str, length: u64| {
+        fs::File::create(fixture.path(name)).unwrap().set_len(length).unwrap();
+        fs::set_permissions(fixture.path(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    make("small", 1);
+    (0..FILES).for_each(|n| make(&format!("large-{n}"), LARGE));
+    // That a small one is asked for tells that others will be.
+    let script = r#"
+./small 2>/dev/null
+for n in 0 1 2 3 4 5; do (./large-$n 2>/dev/null; touch done-$n) & done
+for n in 1 2 3 4 5 6 7 8 9 10; do /bin/true; done
+all=(done-*); [ -e done-5 ] || [ -e "${all[3]}" ] && echo late || echo meanwhile
+wait
+"#;
+    let mut command = fixture.callgate();
+    let outcome = crate::harness::run(command.args(["bash", "-c", script]).current_dir(fixture.path("")));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "meanwhile\n"), "{outcome:?}");
+    assert_eq!(fixture.records_of("denied").len(), FILES + 1);
+}

@@ -481,3 +481,79 @@ print("all there", flush=True); os._exit(0)
     let outcome = finish(child);
     assert_eq!(outcome.stdout, "all there\n", "{outcome:?}");
 }
+
+/// It stays in the queue, where poll(2) sees it.
+#[test]
+fn a_connection_is_not_lost_to_one_who_has_no_descriptor_left() {
+    let code = r#"
+import errno, os, resource, select, socket
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(50)
+client = socket.create_connection(listener.getsockname())
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, most))
+full = []
+while True:
+    try: full.append(os.dup(0))
+    except OSError: break
+try: listener.accept(); print("accepted")
+except OSError as error: print(errno.errorcode[error.errno])
+poll = select.poll(); poll.register(listener, select.POLLIN)
+os.close(full.pop())
+print("still there", len(poll.poll(5000)))
+high = full.pop(); os.dup2(high, 39); os.close(high); resource.setrlimit(resource.RLIMIT_NOFILE, (39, most))
+listener.settimeout(5); listener.accept()[0].close(); client.close()
+print("accepted beside a high number")
+"#;
+    let expected = "EMFILE\nstill there 1\naccepted beside a high number\n";
+    for command in [&mut Command::new("/usr/bin/python3"), governed(all()).callgate().arg("/usr/bin/python3")] {
+        let outcome = run(command.args(["-c", code]));
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, expected), "{outcome:?}");
+    }
+}
+
+/// As a rule a connection to this machine does not wait, and nobody is woken to receive others meanwhile.
+#[test]
+fn a_crowd_whose_connections_wait_unexpectedly_holds_up_nobody() {
+    let code = r#"
+import os, signal, socket, struct, time
+listener = socket.socket(socket.AF_UNIX); listener.bind("full"); listener.listen(0)
+first = socket.socket(socket.AF_UNIX); first.connect("full")
+crowd = []
+for _ in range(150):
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            try:
+                s = socket.socket(socket.AF_UNIX)
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 20000))
+                s.connect("full")
+            except OSError: s.close()
+    crowd.append(pid)
+worst = 0
+for _ in range(30):
+    begun = time.monotonic()
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(("127.0.0.1", 9)); s.close()
+    worst = max(worst, time.monotonic() - begun)
+    time.sleep(0.02)
+for pid in crowd: os.kill(pid, signal.SIGKILL)
+for pid in crowd: os.waitpid(pid, 0)
+print(worst)
+"#;
+    let fixture =
+        governed(json!({ "outbound": [{ "to": "127.0.0.1" }, { "unix": "/**" }], "inbound": [{ "unix": "/**" }] }));
+    let outcome = run(fixture.callgate().args(["/usr/bin/python3", "-c", code]).current_dir(fixture.path("")));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    let worst: f64 = outcome.stdout.trim().parse().unwrap();
+    // Where each of them is waited for, before the next is received, it is about half a second on an idle machine.
+    assert!(worst < 0.25, "{worst} s");
+}
+
+#[test]
+fn who_closes_a_connection_has_closed_it() {
+    let fixture = governed(all());
+    let program = fixture.compile("closed_at_once", include_str!("programs/closed_at_once.c"), &[]);
+    for command in [&mut Command::new("env"), &mut fixture.callgate()] {
+        let outcome = run(command.arg(&program));
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "EPIPE 100, ECONNRESET 0\n"), "{outcome:?}");
+    }
+}

@@ -95,11 +95,22 @@ impl Desk<'_> {
         call: impl FnMut() -> io::Result<T>,
     ) -> Result<io::Result<T>, Performed> {
         self.relay.hand_over();
-        self.waiting_briefly(held, limit, call)
+        self.seated(held, limit, call)
     }
 
-    /// The same of a call that as a rule does not wait: then nobody has to be woken to receive others meanwhile.
+    /// The same of a call that as a rule does not wait: then nobody is woken to receive others meanwhile, unless one such
+    /// call did wait lately.
     fn waiting_briefly<T>(
+        &self,
+        held: &Held,
+        limit: i32,
+        call: impl FnMut() -> io::Result<T>,
+    ) -> Result<io::Result<T>, Performed> {
+        self.relay.hand_over_to_a_crowd();
+        self.seated(held, limit, call)
+    }
+
+    fn seated<T>(
         &self,
         held: &Held,
         limit: i32,

@@ -16,12 +16,13 @@
 //! drops it (between the wait and `notify_lock`). It was seen in 2 or 3 of 2000 calls under 16,000 signals a second. To look
 //! for signals before each answer would make it rarer, every call slower, and a storm of them endless.
 //!
-//! Nothing here is used where callers are kept.
+//! Where callers are kept only connections are: of those who die, or have no room for another descriptor, in the very moment
+//! in which we accept for them. In the kernel such a connection would still be in the queue.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::enforce::traced::{self, Image};
 use crate::enforce::waiting::Room;
@@ -31,6 +32,8 @@ use crate::sys::notify::Answer;
 
 /// How many calls and how many connections are kept. Of threads that never ask again the oldest are forgotten.
 const MOST: usize = 256;
+/// How long a connection is.
+const KEPT: Duration = Duration::from_secs(10);
 
 /// What is kept, and who is busy with what.
 #[derive(Debug, Default)]
@@ -44,8 +47,17 @@ struct Inner {
     /// The notification that we are busy with, for each caller's thread.
     busy: HashMap<u32, u64>,
     calls: VecDeque<Kept>,
-    /// Which listening socket, and a connection that it was to have, with the peer's address.
-    connections: VecDeque<(u64, OwnedFd, Vec<u8>)>,
+    connections: VecDeque<Connection>,
+}
+
+/// A connection that was accepted and has not reached anybody.
+#[derive(Debug)]
+struct Connection {
+    /// Which socket it was accepted from.
+    listening: u64,
+    fd: OwnedFd,
+    peer: Vec<u8>,
+    since: Instant,
 }
 
 /// What came of a call, or of each message of a sendmmsg(2).
@@ -140,15 +152,29 @@ impl Unheard {
     }
 
     /// Keeps a connection that was accepted for somebody who has not got it: the next who accepts there will.
-    pub fn keep_connection(&self, listening: u64, connection: OwnedFd, peer: Vec<u8>) {
-        push(&mut self.lock().connections, (listening, connection, peer));
+    pub fn keep_connection(&self, listening: u64, fd: OwnedFd, peer: Vec<u8>) {
+        push(&mut self.lock().connections, Connection { listening, fd, peer, since: Instant::now() });
     }
 
-    /// The first connection that was kept for who accepts on this socket.
-    pub fn connection(&self, listening: u64) -> Option<(OwnedFd, Vec<u8>)> {
+    /// The first connection that was kept for who accepts on the socket with this cookie.
+    pub fn connection(&self, listening: impl FnOnce() -> Option<u64>) -> Option<(OwnedFd, Vec<u8>)> {
+        if self.lock().connections.is_empty() {
+            return None;
+        }
+        let listening = listening()?;
         let mut inner = self.lock();
-        let found = inner.connections.iter().position(|(socket, ..)| *socket == listening)?;
-        inner.connections.remove(found).map(|(_, connection, peer)| (connection, peer))
+        let found = inner.connections.iter().position(|kept| kept.listening == listening)?;
+        inner.connections.remove(found).map(|kept| (kept.fd, kept.peer))
+    }
+
+    /// Closes connections that nobody has come for. To be called now and then: nobody tells us when a listening socket is
+    /// gone, with which its queue goes.
+    pub fn forget_the_old(&self) {
+        let mut inner = self.lock();
+        let old = inner.connections.iter().take_while(|kept| kept.since.elapsed() > KEPT).count();
+        let gone: Vec<_> = inner.connections.drain(..old).collect();
+        drop(inner);
+        drop(gone);
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
@@ -20,6 +21,7 @@ use crate::intercept::path::View;
 use crate::sys::attributes::Attributes;
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
+use crate::sys::process;
 
 /// What an id is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +277,22 @@ impl Caller {
             Errno::ENOENT => Errno::EBADF,
             other => other,
         })
+    }
+
+    /// Whether it has a free number for one more descriptor, as far as that can be told without asking for much.
+    pub fn has_room_for_a_descriptor(&self) -> bool {
+        let Some(limit) = process::descriptor_limit(self.pid) else { return true };
+        // How many it has (Linux 6.2; before, 0).
+        let open = fstatat(self.directory(), "fd", AtFlags::empty()).map_or(0, |stat| stat.st_size as u64);
+        // There are numbers above the limit if that was lowered.
+        open < limit
+            || self.descriptors().is_none_or(|numbers| (numbers.filter(|fd| *fd < limit).count() as u64) < limit)
+    }
+
+    fn descriptors(&self) -> Option<impl Iterator<Item = u64>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = Dir::openat(self.directory(), "fd", flags, Mode::empty()).ok()?;
+        Some(directory.into_iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok()))
     }
 
     /// Which users (or groups) of our user namespace the caller means by these ids.

@@ -166,6 +166,9 @@ const GOVERNED: &[Row] = &[
     // Plugins are told what a process runs, as the kernel says: not what it says of itself.
     row(libc::SYS_prctl, Call::Bypass("prctl"), ANY, When::Both((0, PR_SET_MM), (1, PR_SET_MM_EXE_FILE))),
     row(libc::SYS_prctl, Call::Bypass("prctl"), ANY, When::Both((0, PR_SET_MM), (1, PR_SET_MM_MAP))),
+    // For a key that is not there the kernel starts /sbin/request-key, if it is told what for (request-key(8)): as root, with
+    // all capabilities, under no filter.
+    row(libc::SYS_request_key, Call::Bypass("request_key"), ANY, When::Given(2)),
     // A ring does network calls that seccomp never sees.
     row(libc::SYS_io_uring_setup, Call::Bypass("io_uring_setup"), NETWORK, When::Always),
     row(libc::SYS_io_uring_enter, Call::Bypass("io_uring_enter"), NETWORK, When::Always),
@@ -314,7 +317,8 @@ mod tests {
     fn what_nobody_subscribed_to_is_not_in_the_filter() {
         assert!(rules(EventKinds::NONE, None).unwrap().is_empty());
         let exec_only = rules(EventKinds::NONE.with(EventKind::Exec), None).unwrap();
-        let expected = BTreeSet::from([libc::SYS_execve, libc::SYS_execveat, libc::SYS_prctl]);
+        let expected: BTreeSet<i64> =
+            [libc::SYS_execve, libc::SYS_execveat, libc::SYS_prctl, libc::SYS_request_key].into();
         assert_eq!(exec_only.into_keys().collect::<BTreeSet<_>>(), expected);
     }
 

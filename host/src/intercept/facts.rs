@@ -1,15 +1,18 @@
 //! Facts about the event at hand that plugins may ask for, from the live process.
 //!
 //! They are asked for in the midst of a decision, for which all others wait. So each of them is found out without asking
-//! anything that the workload can keep from answering, or else by an errand that is waited for only so long.
+//! anything that the workload can keep from answering, or else by an errand that is waited for only so long. A digest of a
+//! large file takes long however it is read; where one will be asked for, it is taken before ([`LiveFacts::look_ahead`]).
 //!
 //! May depend on `sys`, `event`, and the trait of `decide` that it implements.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -23,8 +26,11 @@ use super::network::{Held, known};
 use super::path::View;
 use super::sockets;
 use crate::decide::{Facts, FileRole, Stream};
-use crate::event::{Action, Address, Subject};
+use crate::event::{Action, Address, File, Subject};
 use crate::sys::socket;
+
+/// Up to this size a digest takes no longer than other things that a decision waits for.
+const SMALL: u64 = 64 << 10;
 
 /// How much of the environment is looked at that a process was started with.
 const ENVIRONMENT: u64 = 64 << 10;
@@ -38,6 +44,57 @@ pub struct Background {
     pub names: Names,
     /// Who reads what may be held.
     pub errands: Arc<Errands>,
+    /// Which digests are asked for.
+    pub habits: Arc<Habits>,
+}
+
+/// What is known of which files' digests plugins ask for.
+#[derive(Debug, Default)]
+pub struct Habits {
+    /// Whether any was ever asked for.
+    asks: AtomicBool,
+    /// Files, by [`key`], of which none was asked for at their last exec. Whatever else there is may be asked for.
+    unasked: Mutex<HashSet<u64>>,
+}
+
+impl Habits {
+    /// How many files are remembered. Then all are forgotten, which costs each of them one digest in vain.
+    const MOST: usize = 4096;
+
+    fn unasked(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expects(&self, file: u64) -> bool {
+        self.asks.load(SeqCst) && !self.unasked().contains(&file)
+    }
+
+    fn was_asked(&self, file: Option<u64>) {
+        self.asks.store(true, SeqCst);
+        if let Some(file) = file {
+            self.unasked().remove(&file);
+        }
+    }
+
+    fn was_not_asked(&self, file: u64) {
+        let mut unasked = self.unasked();
+        if unasked.len() == Self::MOST {
+            unasked.clear();
+        }
+        unasked.insert(file);
+    }
+}
+
+/// What tells a file from others, in this role and by this path: on that it depends whether a plugin asks for its digest.
+fn key(role: FileRole, file: &File) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let role = match role {
+        FileRole::File => 0,
+        FileRole::Loader => 1,
+        FileRole::Interpreter(n) => 2 + n,
+    };
+    (role, file.device, file.inode, &file.path).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The names that `/etc/hosts` has for addresses.
@@ -88,8 +145,23 @@ pub struct LiveFacts {
     started_ms: u64,
     errands: Arc<Errands>,
     patience: Mutex<Patience>,
+    habits: Arc<Habits>,
+    /// The event's files that are not small.
+    large: Vec<(FileRole, u64)>,
+    /// Digests that were taken before anybody asked.
+    ahead: Mutex<Vec<Ahead>>,
     digests: Mutex<Vec<(FileRole, String)>>,
     environment: OnceLock<Result<Environment, String>>,
+}
+
+/// A digest that was taken before anybody asked.
+struct Ahead {
+    role: FileRole,
+    /// Of this file, by its [`key`].
+    file: u64,
+    digest: Result<String, String>,
+    /// Whether somebody has asked.
+    used: bool,
 }
 
 /// Variables, and whether there are more.
@@ -116,9 +188,49 @@ impl LiveFacts {
             started_ms: background.started_ms,
             errands: Arc::clone(&background.errands),
             patience: Mutex::default(),
+            habits: Arc::clone(&background.habits),
+            large: large(action),
+            ahead: Mutex::default(),
             digests: Mutex::default(),
             environment: OnceLock::new(),
         }
+    }
+
+    /// Whether [`Self::look_ahead`] has something to do, which then takes long.
+    pub fn will_look_ahead(&self) -> bool {
+        self.program.as_ref().is_some_and(|program| !program.inexecutable)
+            && self.large.iter().any(|(_, file)| self.habits.expects(*file))
+    }
+
+    /// Takes the digests that will be asked for, as far as that can be told, while nobody waits for it but the caller.
+    pub fn look_ahead(&self) {
+        let Some(program) = &self.program else { return };
+        let expected = self.large.iter().filter(|(_, file)| self.habits.expects(*file));
+        let taken = expected.filter_map(|(role, file)| {
+            let digest = exec::digest(&self.view, program.files.get(*role)?).map_err(|error| error.to_string());
+            Some(Ahead { role: *role, file: *file, digest, used: false })
+        });
+        let taken = taken.collect();
+        *self.ahead() = taken;
+    }
+
+    /// To be called when the decision is made: what was taken in vain is not taken again.
+    pub fn decided(&self) {
+        for ahead in self.ahead().iter().filter(|ahead| !ahead.used) {
+            self.habits.was_not_asked(ahead.file);
+        }
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Vec<Ahead>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest that was taken before it was asked for, as it is now.
+    fn taken_ahead(&self, role: FileRole) -> Option<Result<String, String>> {
+        let mut ahead = self.ahead();
+        let found = ahead.iter_mut().find(|ahead| ahead.role == role)?;
+        found.used = true;
+        Some(found.digest.clone())
     }
 
     /// The digests that were asked for, and so what was decided on.
@@ -141,13 +253,14 @@ impl Facts for LiveFacts {
         if let Some((_, known)) = self.digests().into_iter().find(|(of, _)| *of == role) {
             return Ok(known);
         }
-        let found = if is_of_the_start(&self.view, file) {
-            exec::digest(&self.view, file)
-        } else {
-            let (view, program) = (Arc::clone(&self.view), Arc::clone(program));
-            self.send(move || program.files.get(role).map(|file| exec::digest(&view, file)))?.ok_or("it is gone")?
+        let found = match self.taken_ahead(role) {
+            Some(taken) => taken?,
+            None => {
+                let known = self.large.iter().find(|(of, _)| *of == role);
+                self.habits.was_asked(known.map(|(_, file)| *file));
+                self.digest_now(program, role, file)?
+            }
         };
-        let found = found.map_err(|error| error.to_string())?;
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).push((role, found.clone()));
         Ok(found)
     }
@@ -208,12 +321,31 @@ fn is_terminal(device: u64) -> bool {
     }
 }
 
+/// The files of an exec that are not small.
+fn large(action: &Action) -> Vec<(FileRole, u64)> {
+    let (Action::Exec(exec) | Action::ExecFileless(exec)) = action else { return Vec::new() };
+    let interpreters = exec.interpreters.iter().enumerate().map(|(at, file)| (FileRole::Interpreter(at), file));
+    let files = [(FileRole::File, &exec.file)].into_iter().chain(interpreters);
+    let files = files.chain(exec.loader.iter().map(|file| (FileRole::Loader, file)));
+    files.filter(|(_, file)| file.size > SMALL).map(|(role, file)| (role, key(role, file))).collect()
+}
+
 /// Whether a file is on a file system that was there before the workload, so that this has no hand in reading it.
 fn is_of_the_start(view: &View, file: BorrowedFd<'_>) -> bool {
     view.called(file).is_ok_and(|(_, name)| name.starts_with('/'))
 }
 
 impl LiveFacts {
+    fn digest_now(&self, program: &Arc<Program>, role: FileRole, file: BorrowedFd<'_>) -> Result<String, String> {
+        let found = if is_of_the_start(&self.view, file) {
+            exec::digest(&self.view, file)
+        } else {
+            let (view, program) = (Arc::clone(&self.view), Arc::clone(program));
+            self.send(move || program.files.get(role).map(|file| exec::digest(&view, file)))?.ok_or("it is gone")?
+        };
+        found.map_err(|error| error.to_string())
+    }
+
     fn send<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
         let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
         self.errands.run(&mut patience, errand).map_err(|late| late.to_string())

@@ -126,7 +126,7 @@ impl Supervision for Supervisor {
             view,
             wanted,
             chain: Mutex::new(chain),
-            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts"), errands: Arc::default() },
+            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts"), ..Background::default() },
             dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
             own: Own { identity: own, withheld: wrap::withheld() },
@@ -152,7 +152,11 @@ impl Supervision for Supervisor {
         thread("callgate-watch")
             .spawn(move || watched.room.watch(&watched.listener))
             .and_then(|_| {
-                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| relieved.callers.forget_the_dead()))
+                let seldom = |office: &Office| {
+                    office.callers.forget_the_dead();
+                    office.unheard.forget_the_old();
+                };
+                thread("callgate-relief").spawn(move || relieved.relay.relieve(|| seldom(&relieved)))
             })
             .and_then(|_| office.relay.start())
             .context("cannot start a thread")?;
@@ -333,6 +337,9 @@ impl Office {
                     Call::Bypass("prctl") => {
                         "the process would pass itself off as one that runs another program".to_owned()
                     }
+                    Call::Bypass("request_key") => {
+                        "the kernel would start a program for the key, outside of the workload".to_owned()
+                    }
                     _ => format!("{name} would get past the network rules"),
                 };
                 Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
@@ -436,10 +443,15 @@ impl Office {
         let subject = caller.subject(&self.view);
         let facts =
             LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
+        if facts.will_look_ahead() {
+            self.relay.hand_over();
+            facts.look_ahead();
+        }
         let facts = Arc::new(facts);
         let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
         let decision = self.chain.lock().unwrap_or_else(PoisonError::into_inner).decide(&mut event, &shared);
+        facts.decided();
         (event, decision, facts)
     }
 
@@ -727,9 +739,17 @@ impl Office {
             let _ = tell_peer(caller, call, &peer.unwrap_or_default());
             return numbered(number);
         }
+        // Before the queue is touched, as in the kernel (`__sys_accept4_file`, net/socket.c).
+        if !caller.has_room_for_a_descriptor() {
+            return Some(Answer::Errno(libc::EMFILE));
+        }
+        let keep = |connection: Held, peer| {
+            if let Some(socket) = held.cookie() {
+                self.unheard.keep_connection(socket, connection.fd, peer);
+            }
+        };
         loop {
-            let kept = listening.and_then(|socket| self.unheard.connection(socket));
-            let (connection, peer) = match kept {
+            let (connection, peer) = match self.unheard.connection(|| held.cookie()) {
                 Some((fd, peer)) => (Held { fd, socket: held.socket }, peer),
                 None => match perform::accept(&self.desk(caller, call.id), held) {
                     Ok(accepted) => accepted,
@@ -744,25 +764,35 @@ impl Office {
             if flags & libc::SOCK_NONBLOCK != 0 {
                 let _ = nix::fcntl::fcntl(&connection.fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
             }
-            // One who has been interrupted goes on, and uses the memory for something else.
-            if let Some(socket) = listening
-                && !self.listener.is_valid(call.id)
-            {
-                self.unheard.keep_connection(socket, connection.fd, peer);
+            // One who has been interrupted goes on, and uses the memory for something else; or it is gone.
+            if !self.listener.is_valid(call.id) {
+                keep(connection, peer);
                 return None;
             }
             if let Err(errno) = tell_peer(caller, call, &peer) {
                 return Some(Answer::Errno(errno as i32));
             }
             let cloexec = flags & libc::SOCK_CLOEXEC != 0;
-            return match (self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec), listening) {
-                (Ok(None), _) => None,
-                (Ok(Some(number)), _) => numbered(number.into()),
-                (Err(error), Some(socket)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
-                    self.unheard.keep_connection(socket, connection.fd, peer);
-                    None
+            // Our copy is closed before the caller can close its own: who is at the other end would take it for open still. But
+            // before Linux 5.19 a signal might come in between.
+            let handed_over = if self.listener.keeps_callers() {
+                self.listener.add_descriptor(call.id, connection.fd.as_fd(), cloexec).map(Some)
+            } else {
+                self.listener.send_descriptor(call.id, connection.fd.as_fd(), cloexec)
+            };
+            return match handed_over {
+                Ok(None) => None,
+                Ok(Some(number)) => {
+                    drop(connection);
+                    numbered(number.into())
                 }
-                (Err(error), _) => Some(Answer::Errno(error.raw_os_error().unwrap_or(libc::EMFILE))),
+                Err(error) => {
+                    keep(connection, peer);
+                    match error.raw_os_error() {
+                        Some(libc::ENOENT | libc::ESRCH) => None,
+                        errno => Some(Answer::Errno(errno.unwrap_or(libc::EMFILE))),
+                    }
+                }
             };
         }
     }

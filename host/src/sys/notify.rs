@@ -113,31 +113,34 @@ impl Listener {
         uninterrupted(|| unsafe { ioctls::id_valid(self.fd.as_raw_fd(), &raw const id) }).is_ok()
     }
 
-    /// Puts a copy of `fd` into the caller's descriptor table and answers with its number there: in one step from Linux
-    /// 5.14 on (`SECCOMP_ADDFD_FLAG_SEND`). Before that it is there afterwards, and the number is still to be answered.
+    /// Puts a copy of `fd` into the caller's descriptor table. It goes on waiting for the answer, and does not know of it.
+    /// Returns its number there.
     ///
     /// # Errors
     /// `ENOENT`, `ESRCH` as for [`Self::send`]; `EMFILE` where the caller has no room; `EINVAL` before Linux 5.9.
+    pub fn add_descriptor(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<i32> {
+        Ok(self.addfd(id, fd, cloexec, 0)?)
+    }
+
+    /// The same, which answers with the number in one step from Linux 5.14 on (`SECCOMP_ADDFD_FLAG_SEND`); then `None`.
+    /// Before that the number is still to be answered.
+    ///
+    /// # Errors
+    /// As [`Self::add_descriptor`].
     pub fn send_descriptor(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<Option<i32>> {
         const SEND: u32 = 2;
-        let mut request = libc::seccomp_notif_addfd {
-            id,
-            flags: SEND,
-            srcfd: fd.as_raw_fd() as u32,
-            newfd: 0,
-            newfd_flags: if cloexec { libc::O_CLOEXEC as u32 } else { 0 },
-        };
-        // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
-        match uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) }) {
+        match self.addfd(id, fd, cloexec, SEND) {
             Ok(_) => Ok(None),
-            Err(nix::errno::Errno::EINVAL) => {
-                request.flags = 0;
-                // SAFETY: as above.
-                let number = uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })?;
-                Ok(Some(number))
-            }
+            Err(nix::errno::Errno::EINVAL) => Ok(Some(self.addfd(id, fd, cloexec, 0)?)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn addfd(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool, flags: u32) -> nix::Result<i32> {
+        let newfd_flags = if cloexec { libc::O_CLOEXEC as u32 } else { 0 };
+        let request = libc::seccomp_notif_addfd { id, flags, srcfd: fd.as_raw_fd() as u32, newfd: 0, newfd_flags };
+        // SAFETY: `request` is a valid `seccomp_notif_addfd` for the time of the call.
+        uninterrupted(|| unsafe { ioctls::addfd(self.fd.as_raw_fd(), &raw const request) })
     }
 }
 

@@ -151,6 +151,15 @@ impl Timers {
     }
 }
 
+/// How many descriptors a process may have (`RLIMIT_NOFILE`, prlimit(2)); `None` if that cannot be told.
+pub fn descriptor_limit(process: u32) -> Option<u64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: nothing is set, for there are no new limits; the kernel writes one `rlimit64`.
+    let result =
+        unsafe { libc::prlimit64(process as libc::pid_t, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
+    (result == 0).then_some(limit.rlim_cur)
+}
+
 /// Makes sure that children can be waited for: who ignores SIGCHLD has none (wait(2)).
 pub fn expect_children() {
     // SAFETY: SIG_DFL is no function of ours.
