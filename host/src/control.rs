@@ -14,10 +14,11 @@
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PassCred, PeerCredentials, ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
@@ -39,6 +40,8 @@ const LENGTH: usize = 64 << 10;
 const DESCRIPTORS: usize = 253;
 /// How long the other side is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long, while it is not known yet whether that is a supervisor at all.
+const QUEUE: Duration = Duration::from_secs(1);
 
 /// What a supervisor can be asked to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -215,33 +218,61 @@ pub fn is_name(address: &Address) -> bool {
     matches!(address, Address::UnixAbstract { name } if name.starts_with(NAMES))
 }
 
+/// The only supervisor that there is. Names are anybody's to take, a workload's too. So of several it is asked who listens
+/// there: a supervisor's name has its own process id in it. Of those that are left it is who is under the fewest seccomp
+/// filters, as everything in a workload is under one more than its supervisor.
 fn only_one() -> Result<u32> {
     let sockets = std::fs::read_to_string("/proc/net/unix").context("cannot look for supervisors")?;
-    let begin = format!("@{}", names()?);
-    let mut found: Vec<u32> = sockets
+    let begin = names()?;
+    let mut named: Vec<u32> = sockets
         .lines()
-        .filter_map(|line| line.split_whitespace().last()?.strip_prefix(&begin)?.parse().ok())
-        .filter(|pid| !of_a_workload(*pid))
+        .filter_map(|line| line.split_whitespace().last()?.strip_prefix('@')?.strip_prefix(&begin)?.parse().ok())
+        .filter(|pid| *pid != std::process::id())
         .collect();
-    found.sort_unstable();
-    found.dedup();
-    match found.as_slice() {
-        [] => bail!("there is no supervisor here"),
-        [one] => Ok(*one),
-        several => bail!("there are several supervisors, {several:?}; name one with --pid"),
+    named.sort_unstable();
+    named.dedup();
+    if let [one] = named.as_slice() {
+        return Ok(*one);
+    }
+    named.retain(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    let (mut believed, mut silent) = (Vec::new(), named);
+    let patience = Instant::now() + QUEUE;
+    loop {
+        silent.retain(|pid| match listens(&begin, *pid) {
+            Ok(who) if u32::try_from(who) == Ok(*pid) => {
+                believed.push(*pid);
+                false
+            }
+            answer => answer == Err(Errno::EAGAIN),
+        });
+        if silent.is_empty() || Instant::now() > patience {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // One whose queue is full may be the supervisor, and then nobody under more filters than that is.
+    let fewest = believed.iter().chain(&silent).map(|pid| filters(*pid)).min();
+    believed.retain(|pid| Some(filters(*pid)) == fewest);
+    match (believed.as_slice(), silent.as_slice()) {
+        ([one], _) => Ok(*one),
+        ([], []) => bail!("there is no supervisor here"),
+        ([], silent) => bail!("nobody answers for {silent:?}; name the supervisor with --pid"),
+        (several, _) => bail!("there are several supervisors, {several:?}; name one with --pid"),
     }
 }
 
-/// Whether a process is under filters that we are not under: somebody who only calls himself a supervisor.
-fn of_a_workload(pid: u32) -> bool {
-    let filters = |of: &str| {
-        let directory = File::open(format!("/proc/{of}")).ok()?;
-        Status::read(directory.as_fd()).ok()?.filters
-    };
-    match (filters(&pid.to_string()), filters("self")) {
-        (Some(theirs), Some(ours)) => theirs > ours,
-        _ => false,
-    }
+/// Which process listens at the name of this one. `EAGAIN`: others wait there already.
+fn listens(names: &str, pid: u32) -> nix::Result<i32> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new_abstract(format!("{names}{pid}").as_bytes())?)?;
+    Ok(getsockopt(&socket, PeerCredentials)?.pid())
+}
+
+/// Under how many seccomp filters a process is, as far as the kernel says (Linux 5.9).
+fn filters(pid: u32) -> u32 {
+    let directory = File::open(format!("/proc/{pid}")).ok();
+    directory.and_then(|directory| Status::read(directory.as_fd()).ok()?.filters).unwrap_or(0)
 }
 
 fn be_patient(socket: &OwnedFd) -> Result<()> {

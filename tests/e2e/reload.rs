@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -254,6 +255,46 @@ fn the_workload_gives_no_orders() {
     assert!(outcome.stderr.contains("a process of the workload may not do that"), "{outcome:?}");
     assert!(outcome.stderr.contains("Operation not permitted"), "{outcome:?}");
     assert_eq!(fixture.records_of("denied").len(), 2, "the signal, and ls: {outcome:?}");
+}
+
+/// Takes names of supervisors: its own, which is not one, and those of other processes. Nobody is answered there. At the
+/// name of process 1, which is outside of the workload, it does what its argument says.
+const IMPOSTOR: &str = r#"
+import os, signal, socket, sys
+namespace, kept = os.stat("/proc/self/ns/pid").st_ino, []
+def sequenced(): return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+for pid in range(1, 200):
+    name, taken = f"\0callgate/control/{namespace}/{pid}", sequenced()
+    try: taken.bind(name)
+    except OSError: continue # the supervisor's
+    kept.append(taken)
+    how = sys.argv[1] if pid == 1 else ("deaf", "full", "silent")[pid % 3]
+    if pid == os.getpid(): how = "silent"
+    if how == "deaf": continue
+    taken.listen(0 if how == "full" else 100)
+    while how == "full":
+        kept.append(sequenced()); kept[-1].setblocking(False)
+        if kept[-1].connect_ex(name): break
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn the_supervisor_is_found_among_processes_of_the_workload_that_pass_themselves_off_as_one() {
+    for how in ["deaf", "full", "silent"] {
+        let fixture = Fixture::allowing(&["/usr/bin/python3"]);
+        write(&fixture, "other.json", WITHOUT);
+        fs::write(fixture.path("impostor.py"), IMPOSTOR).unwrap();
+        // In a pid namespace of its own, for there are other supervisors here; it ends with its first process.
+        let line = "mkfifo said; $0 --policy policy.json /usr/bin/python3 impostor.py $1 > said & read -r _ < said
+            $0 reload --policy other.json";
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", line, CALLGATE, how]);
+        let begun = Instant::now();
+        let outcome = run(command.current_dir(fixture.path("")));
+        assert!(outcome.stdout.contains("other.json is in force"), "{how}: {outcome:?}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{how}: {:?}", begun.elapsed());
+    }
 }
 
 #[test]
