@@ -78,6 +78,8 @@ fn facts_that_a_caller_keeps_hold_up_nobody_else() {
         match mode {
             "stream" => assert!(sent <= 1, "{sent} threads"),
             "executable" => assert!(sent <= 1 && said.starts_with("ran\n"), "{sent} threads: {said}"),
+            // Digests that are expected are taken by who has received the call.
+            "digest" | "overlay" => assert!(sent <= 32, "{mode}: {sent} threads"),
             _ => assert!((1..=32).contains(&sent), "{mode}: {sent} threads"),
         }
         if mode == "environment" {
