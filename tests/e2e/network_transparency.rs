@@ -529,23 +529,23 @@ for _ in range(150):
                 s.connect("full")
             except OSError: s.close()
     crowd.append(pid)
-worst = 0
-for _ in range(30):
+took = []
+for _ in range(31):
     begun = time.monotonic()
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(("127.0.0.1", 9)); s.close()
-    worst = max(worst, time.monotonic() - begun)
+    took.append(time.monotonic() - begun)
     time.sleep(0.02)
 for pid in crowd: os.kill(pid, signal.SIGKILL)
 for pid in crowd: os.waitpid(pid, 0)
-print(worst)
+print(sorted(took)[15])
 "#;
     let fixture =
         governed(json!({ "outbound": [{ "to": "127.0.0.1" }, { "unix": "/**" }], "inbound": [{ "unix": "/**" }] }));
     let outcome = run(fixture.callgate().args(["/usr/bin/python3", "-c", code]).current_dir(fixture.path("")));
     assert_eq!(outcome.code(), 0, "{outcome:?}");
-    let worst: f64 = outcome.stdout.trim().parse().unwrap();
+    let median: f64 = outcome.stdout.trim().parse().unwrap();
     // Where each of them is waited for, before the next is received, it is about half a second on an idle machine.
-    assert!(worst < 0.25, "{worst} s");
+    assert!(median < 0.2, "{median} s");
 }
 
 #[test]
