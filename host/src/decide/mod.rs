@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::chain::{Chain, ChainError, Judge};
-use crate::event::{Action, Address, Event, EventKind, Socket, Subject};
+use crate::event::{Action, Address, Event, EventKind, File, Socket, Subject};
 
 /// What a plugin may ask about the event at hand. Fetched only when asked for.
 ///
@@ -87,15 +87,7 @@ pub struct KnownFacts {
 impl KnownFacts {
     /// These facts, about this event.
     pub fn about(self, event: &Event) -> Arc<dyn Facts> {
-        let files = match &event.action {
-            Action::Exec(exec) | Action::ExecFileless(exec) => {
-                let interpreters = exec.interpreters.iter().enumerate();
-                let interpreters = interpreters.map(|(at, file)| (FileRole::Interpreter(at), file.path.clone()));
-                let loader = exec.loader.iter().map(|file| (FileRole::Loader, file.path.clone()));
-                [(FileRole::File, exec.file.path.clone())].into_iter().chain(interpreters).chain(loader).collect()
-            }
-            _ => Vec::new(),
-        };
+        let files = FileRole::files(&event.action).map(|(role, file)| (role, file.path.clone())).collect();
         Arc::new(Known { facts: self, files })
     }
 }
@@ -133,7 +125,7 @@ impl Facts for Known {
 }
 
 /// Which file of an exec event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileRole {
     /// The file that was asked for.
     File,
@@ -141,6 +133,22 @@ pub enum FileRole {
     Interpreter(usize),
     /// The dynamic loader.
     Loader,
+}
+
+impl FileRole {
+    /// The files of an event, if it has any, in their roles.
+    pub fn files(action: &Action) -> impl Iterator<Item = (Self, &File)> {
+        let exec = match action {
+            Action::Exec(exec) | Action::ExecFileless(exec) => Some(exec),
+            _ => None,
+        };
+        exec.into_iter().flat_map(|exec| {
+            let interpreters = exec.interpreters.iter().enumerate();
+            let interpreters = interpreters.map(|(at, file)| (Self::Interpreter(at), file));
+            let loader = exec.loader.iter().map(|file| (Self::Loader, file));
+            [(Self::File, &exec.file)].into_iter().chain(interpreters).chain(loader)
+        })
+    }
 }
 
 /// What one plugin said.

@@ -45,8 +45,8 @@ pub enum Verified {
 }
 
 /// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
-/// `filters` is how many filters a process has that has none of its own. `under_way` is told as soon as it is known that the exec is over;
-/// after a success it is, whatever was said.
+/// `filters` is how many filters a process has that has none of its own. `under_way` is told as soon as it is known that the
+/// exec is over; after a success it is, whatever was said.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.

@@ -70,6 +70,15 @@ pub struct Desk<'a> {
     pub caller: &'a Arc<Caller>,
 }
 
+/// Whether a call that may wait does so as a rule.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    /// Others are received meanwhile.
+    Likely,
+    /// Then nobody is woken for that, unless one such call did wait lately.
+    Unlikely,
+}
+
 impl Desk<'_> {
     /// Runs a call with the caller's rights, where those decide about it and are not ours.
     fn as_caller<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
@@ -90,32 +99,15 @@ impl Desk<'_> {
     /// Makes a call that may wait. `limit`: the socket's option that says how long.
     fn waiting<T>(
         &self,
-        held: &Held,
-        limit: i32,
-        call: impl FnMut() -> io::Result<T>,
-    ) -> Result<io::Result<T>, Performed> {
-        self.relay.hand_over();
-        self.seated(held, limit, call)
-    }
-
-    /// The same of a call that as a rule does not wait: then nobody is woken to receive others meanwhile, unless one such
-    /// call did wait lately.
-    fn waiting_briefly<T>(
-        &self,
-        held: &Held,
-        limit: i32,
-        call: impl FnMut() -> io::Result<T>,
-    ) -> Result<io::Result<T>, Performed> {
-        self.relay.hand_over_to_a_crowd();
-        self.seated(held, limit, call)
-    }
-
-    fn seated<T>(
-        &self,
+        expected: Wait,
         held: &Held,
         limit: i32,
         mut call: impl FnMut() -> io::Result<T>,
     ) -> Result<io::Result<T>, Performed> {
+        match expected {
+            Wait::Likely => self.relay.hand_over(),
+            Wait::Unlikely => self.relay.hand_over_to_a_crowd(),
+        }
         loop {
             let result = {
                 let Some(_seat) = self.room.enter(self.id, self.caller, held.fd.as_fd()) else {
@@ -148,11 +140,11 @@ pub fn connect(desk: &Desk<'_>, held: &Held, target: &Target) -> Performed {
     };
     let connects = held.socket.kind == libc::SOCK_STREAM as u32 || held.socket.kind == libc::SOCK_SEQPACKET as u32;
     let result = if connects && held.blocks() {
-        let waited = match target.address.ip() {
-            Some((ip, _)) if !ip.is_loopback() => desk.waiting(held, libc::SO_SNDTIMEO, call),
-            _ => desk.waiting_briefly(held, libc::SO_SNDTIMEO, call),
+        let expected = match target.address.ip() {
+            Some((ip, _)) if !ip.is_loopback() => Wait::Likely,
+            _ => Wait::Unlikely,
         };
-        match waited {
+        match desk.waiting(expected, held, libc::SO_SNDTIMEO, call) {
             Ok(result) => result,
             Err(performed) => return performed,
         }
@@ -352,7 +344,7 @@ pub fn peer_descriptor(held: &Held) -> Answer {
 /// How it ended instead.
 pub fn accept(desk: &Desk<'_>, held: &Held) -> Result<(Held, Vec<u8>), Performed> {
     let call = || socket::accept(&held.fd, 0);
-    let result = if held.blocks() { desk.waiting(held, libc::SO_RCVTIMEO, call)? } else { call() };
+    let result = if held.blocks() { desk.waiting(Wait::Likely, held, libc::SO_RCVTIMEO, call)? } else { call() };
     match result {
         Ok((fd, peer)) => Ok((Held { fd, socket: held.socket }, peer)),
         Err(error) => Err(Err(error).into()),
@@ -371,7 +363,7 @@ pub fn send(desk: &Desk<'_>, held: &Held, message: &Message) -> Performed {
     let mut wait = sending.in_one_piece() && may_wait();
     loop {
         let result = if wait {
-            match desk.waiting(held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
+            match desk.waiting(Wait::Likely, held, libc::SO_SNDTIMEO, || sending.attempt(0)) {
                 Ok(result) => result,
                 Err(_) if sending.sent > 0 => Ok(0),
                 Err(performed) => return performed,

@@ -65,8 +65,17 @@ impl Habits {
         self.unasked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The files of an event that are not small, by [`key`]; none as long as nobody asks for digests.
+    fn large(&self, action: &Action) -> Vec<(FileRole, u64)> {
+        if !self.asks.load(SeqCst) {
+            return Vec::new();
+        }
+        let large = FileRole::files(action).filter(|(_, file)| file.size > SMALL);
+        large.map(|(role, file)| (role, key(role, file))).collect()
+    }
+
     fn expects(&self, file: u64) -> bool {
-        self.asks.load(SeqCst) && !self.unasked().contains(&file)
+        !self.unasked().contains(&file)
     }
 
     fn was_asked(&self, file: Option<u64>) {
@@ -88,11 +97,6 @@ impl Habits {
 /// What tells a file from others, in this role and by this path: on that it depends whether a plugin asks for its digest.
 fn key(role: FileRole, file: &File) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let role = match role {
-        FileRole::File => 0,
-        FileRole::Loader => 1,
-        FileRole::Interpreter(n) => 2 + n,
-    };
     (role, file.device, file.inode, &file.path).hash(&mut hasher);
     hasher.finish()
 }
@@ -146,7 +150,7 @@ pub struct LiveFacts {
     errands: Arc<Errands>,
     patience: Mutex<Patience>,
     habits: Arc<Habits>,
-    /// The event's files that are not small.
+    /// The event's files that are not small, where digests are asked for at all.
     large: Vec<(FileRole, u64)>,
     /// Digests that were taken before anybody asked.
     ahead: Mutex<Vec<Ahead>>,
@@ -189,7 +193,7 @@ impl LiveFacts {
             errands: Arc::clone(&background.errands),
             patience: Mutex::default(),
             habits: Arc::clone(&background.habits),
-            large: large(action),
+            large: background.habits.large(action),
             ahead: Mutex::default(),
             digests: Mutex::default(),
             environment: OnceLock::new(),
@@ -319,15 +323,6 @@ fn is_terminal(device: u64) -> bool {
         3 | 136..=143 | 4 | 166 | 188 | 204 | 229 => true,
         _ => false,
     }
-}
-
-/// The files of an exec that are not small.
-fn large(action: &Action) -> Vec<(FileRole, u64)> {
-    let (Action::Exec(exec) | Action::ExecFileless(exec)) = action else { return Vec::new() };
-    let interpreters = exec.interpreters.iter().enumerate().map(|(at, file)| (FileRole::Interpreter(at), file));
-    let files = [(FileRole::File, &exec.file)].into_iter().chain(interpreters);
-    let files = files.chain(exec.loader.iter().map(|file| (FileRole::Loader, file)));
-    files.filter(|(_, file)| file.size > SMALL).map(|(role, file)| (role, key(role, file))).collect()
 }
 
 /// Whether a file is on a file system that was there before the workload, so that this has no hand in reading it.
