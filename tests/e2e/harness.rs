@@ -1,11 +1,13 @@
 //! Running the built executable, and looking at what it did.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, Once, PoisonError, mpsc};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,8 +15,10 @@ use tempfile::TempDir;
 
 /// The executable under test.
 pub const CALLGATE: &str = env!("CARGO_BIN_EXE_callgate");
-/// No test needs so long; one that does hangs.
+/// No command of a test needs so long; one that does hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// No test needs so long, and those that wait for a turn of theirs do not either.
+const LONGEST: Duration = Duration::from_secs(900);
 
 /// A policy in a directory of its own, whose records go to a file beside it.
 pub struct Fixture {
@@ -24,6 +28,7 @@ pub struct Fixture {
 impl Fixture {
     /// With this policy; unless it says where records go, they go to the file.
     pub fn new(mut policy: Value) -> Self {
+        watch();
         let directory = TempDir::with_prefix("callgate-test-").unwrap();
         // Other users must be able to run what a test puts there.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -116,6 +121,7 @@ pub fn run(command: &mut Command) -> Outcome {
 
 /// The same for a command that may take longer, such as a compiler on a busy machine.
 pub fn run_within(command: &mut Command, patience: Duration) -> Outcome {
+    watch();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     finish_within(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")), patience)
 }
@@ -127,18 +133,21 @@ pub fn finish(child: Child) -> Outcome {
 
 fn finish_within(mut child: Child, patience: Duration) -> Outcome {
     let reader = |stream: Option<Box<dyn Read + Send>>| {
+        let (done, text_of) = mpsc::channel();
         thread::spawn(move || {
             let mut text = Vec::new();
             if let Some(mut stream) = stream {
                 stream.read_to_end(&mut text).unwrap();
             }
-            String::from_utf8_lossy(&text).into_owned()
-        })
+            let _ = done.send(String::from_utf8_lossy(&text).into_owned());
+        });
+        // Who has inherited the stream may hold it open after the child has ended.
+        move || text_of.recv_timeout(patience).unwrap_or_else(|e| panic!("its output does not end: {e}"))
     };
     let stdout = reader(child.stdout.take().map(|stream| Box::new(stream) as _));
     let stderr = reader(child.stderr.take().map(|stream| Box::new(stream) as _));
     let status = wait_within(&mut child, patience);
-    Outcome { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+    Outcome { status, stdout: stdout(), stderr: stderr() }
 }
 
 /// Waits for a child, and kills it if that takes too long.
@@ -160,6 +169,31 @@ fn wait_within(child: &mut Child, patience: Duration) -> ExitStatus {
     }
 }
 
+/// What a command writes, line by line; a test that waits too long for one fails. `None` at its end.
+pub struct Lines(mpsc::Receiver<String>);
+
+impl Lines {
+    pub fn of(stream: impl Read + Send + 'static) -> Self {
+        let (line, lines) = mpsc::channel();
+        thread::spawn(move || {
+            BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|read| line.send(read).ok())
+        });
+        Self(lines)
+    }
+}
+
+impl Iterator for Lines {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        match self.0.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("no line and no end after {PATIENCE:?}"),
+        }
+    }
+}
+
 /// Waits until something is so.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -167,6 +201,55 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "never happened: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Ends the whole run, and says what hangs, if the test that calls this takes longer than any test may: what a test waits for
+/// without a bound of its own (a line of output, a thread) would otherwise hold up everybody who waits for the tests.
+pub fn watch() {
+    static STARTED: Mutex<Option<HashMap<ThreadId, (String, Instant)>>> = Mutex::new(None);
+    static WATCHER: Once = Once::new();
+    struct Watched;
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+            started.get_or_insert_default().remove(&thread::current().id());
+        }
+    }
+    thread_local! {
+        static WATCHED: Watched = {
+            // A test's thread has the test's name, and ends with it.
+            let thread = thread::current();
+            if let Some(name) = thread.name().filter(|name| *name != "main") {
+                let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+                started.get_or_insert_default().insert(thread.id(), (name.to_owned(), Instant::now()));
+            }
+            Watched
+        };
+    }
+    WATCHED.with(|_| ());
+    WATCHER.call_once(|| {
+        thread::spawn(|| {
+            loop {
+                thread::sleep(Duration::from_secs(1));
+                let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+                let late =
+                    started.get_or_insert_default().values().find(|(_, since)| since.elapsed() > LONGEST).cloned();
+                drop(started);
+                if let Some((name, _)) = late {
+                    // Not by eprintln!(), which the test that called first would keep for itself.
+                    let _ = writeln!(io::stderr(), "{name} hangs; the processes:\n{}", processes());
+                    process::exit(101);
+                }
+            }
+        });
+    });
+}
+
+/// What runs, and where in the kernel each of its threads waits.
+fn processes() -> String {
+    let listed = Command::new("ps").args(["-eLo", "pid,ppid,lwp,stat,etimes,wchan:24,comm,args"]).output();
+    let listed = listed.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    listed.lines().filter(|line| !line.contains(" [")).take(400).map(|line| format!("{line:.240}\n")).collect()
 }
 
 /// A file of the repository.

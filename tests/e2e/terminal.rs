@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::pty::openpty;
 use nix::unistd::ttyname;
 
-use crate::harness::{CALLGATE, Fixture, eventually, run, wait};
+use crate::harness::{CALLGATE, Fixture, eventually, run, wait, watch};
 use crate::launch::{children, free};
 
 /// Says that it has begun, and sleeps, as one program: between the two there is no exec in which a key might be lost.
@@ -29,6 +29,7 @@ struct Terminal {
 impl Terminal {
     /// Starts a program that leads the session.
     fn start(command: &Command) -> Self {
+        watch();
         let pty = openpty(None, None).unwrap();
         let name = ttyname(&pty.slave).unwrap();
         // Whoever runs the tests in the background ignores some of these.

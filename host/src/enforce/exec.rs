@@ -44,9 +44,50 @@ pub enum Verified {
     Unreadable,
 }
 
-/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on,
-/// `filters` is how many filters a process has that has none of its own. `under_way` is told as soon as it is known that the
-/// exec is over; after a success it is, whatever was said.
+/// What has to be known, and remembered, to hold callers.
+#[derive(Debug)]
+pub struct Holder {
+    /// The one of our children whose status somebody wants: who reaps, and nobody else, is told of its end.
+    command: Pid,
+    /// How many filters a process has that has none of its own.
+    pub(super) filters: Option<u32>,
+    pub(super) turns: Turns,
+    again: Again,
+}
+
+impl Holder {
+    /// For this command; see [`Findings::filters`](crate::guarantees::Findings::filters).
+    pub fn new(command: Pid, filters: Option<u32>) -> Self {
+        Self { command, filters, turns: Turns::default(), again: Again::default() }
+    }
+
+    /// Whether this thread makes a setgroups(2) again that was allowed before. Once.
+    pub fn expects(&self, tid: u32) -> bool {
+        self.again.is_expected(tid)
+    }
+
+    /// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
+    /// it until its tracer has seen it off.
+    pub fn release(&self, held: Pid) {
+        if ptrace::detach(held, None).is_err() {
+            self.reap(held);
+        }
+    }
+
+    /// Sees a dead tracee off, so that its parent gets to know, or an exec that waits for this thread's end goes on. Nothing is
+    /// opened for it: it has to be done also where no files are left. The command's status is left to who reaps, who sees it
+    /// off as well (`wait_consider_task`, kernel/exit.c); other children of ours have nobody else to be reaped for.
+    fn reap(&self, pid: Pid) {
+        if pid == self.command {
+            return;
+        }
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WEXITED;
+        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+    }
+}
+
+/// Lets the kernel carry out an exec, and kills what is not `program`. `digests` are files whose content was decided on.
+/// `under_way` is told as soon as it is known that the exec is over; after a success it is, whatever was said.
 ///
 /// # Errors
 /// ptrace(2) failed in a way that has no meaning for us; the call was not carried out.
@@ -54,8 +95,7 @@ pub enum Verified {
 pub fn exec(
     listener: &Listener,
     view: &View,
-    turns: &Turns,
-    filters: Option<u32>,
+    holder: &Holder,
     id: u64,
     caller: &Caller,
     program: &Program,
@@ -65,8 +105,8 @@ pub fn exec(
     if program.unreadable {
         return Ok(Verified::Unreadable);
     }
-    let Some(_turn) = turns.exec(caller.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
-    let result = held(listener, view, id, caller, |leader, is_exec| {
+    let Some(_turn) = holder.turns.exec(caller.pid, || listener.is_valid(id)) else { return Ok(Verified::Gone) };
+    let result = held(listener, view, holder, id, caller, |leader, is_exec| {
         under_way.is_over();
         if !is_exec {
             return None;
@@ -79,7 +119,7 @@ pub fn exec(
                 under_way.is_over();
                 difference(view, caller, leader, program, digests)
             };
-            traced::exec(listener, view, turns, filters, id, caller, check)
+            traced::exec(listener, view, holder, id, caller, check)
         }
         result => result,
     }
@@ -92,7 +132,7 @@ pub fn exec(
 pub fn groups(
     listener: &Listener,
     view: &View,
-    again: &Again,
+    holder: &Holder,
     id: u64,
     caller: &Caller,
     groups: &[u32],
@@ -110,15 +150,15 @@ pub fn groups(
         (found != groups).then(|| format!("it has the groups {found:?}"))
     };
     if listener.keeps_callers() {
-        held(listener, view, id, caller, |_, _| check())
+        held(listener, view, holder, id, caller, |_, _| check())
     } else {
-        made_again(view, again, caller, check)
+        made_again(view, holder, caller, check)
     }
 }
 
 /// Threads of the workload whose setgroups(2) was allowed and is made again under our eyes: it is not decided on again.
 #[derive(Debug, Default)]
-pub struct Again(Mutex<HashSet<u32>>);
+struct Again(Mutex<HashSet<u32>>);
 
 impl Again {
     fn threads(&self) -> MutexGuard<'_, HashSet<u32>> {
@@ -126,7 +166,7 @@ impl Again {
     }
 
     /// Whether this thread is one of them. Once.
-    pub fn is_expected(&self, tid: u32) -> bool {
+    fn is_expected(&self, tid: u32) -> bool {
         self.threads().remove(&tid)
     }
 }
@@ -136,7 +176,7 @@ impl Again {
 /// it again, and each of its ends is a stop (`PTRACE_SYSCALL`): the last before anything runs with the new groups.
 fn made_again(
     view: &View,
-    again: &Again,
+    holder: &Holder,
     caller: &Caller,
     check: impl FnOnce() -> Option<String>,
 ) -> io::Result<Verified> {
@@ -148,9 +188,10 @@ fn made_again(
         Err(error) => return Err(error.into()),
     }
     let _ = ptrace::interrupt(thread);
+    let again = &holder.again;
     let mut expected = false;
     let wrong = loop {
-        let signal = match next_stop(view, thread) {
+        let signal = match next_stop(holder, thread) {
             None => {
                 again.is_expected(caller.tid);
                 return Ok(Verified::Gone);
@@ -174,12 +215,12 @@ fn made_again(
     if wrong.is_some() {
         let _ = kill(thread, Signal::SIGKILL);
     }
-    release(view, thread);
+    holder.release(thread);
     Ok(wrong.map_or(Verified::Done, Verified::Killed))
 }
 
 /// The next stop of a thread that we hold; `None` if it has ended.
-fn next_stop(view: &View, thread: Pid) -> Option<WaitStatus> {
+fn next_stop(holder: &Holder, thread: Pid) -> Option<WaitStatus> {
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
         let peek = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
@@ -187,7 +228,7 @@ fn next_stop(view: &View, thread: Pid) -> Option<WaitStatus> {
             Err(Errno::EINTR) => {}
             Err(_) => return None,
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
-                reap(view, thread);
+                holder.reap(thread);
                 return None;
             }
             Ok(_) => match waitpid(thread, Some(flags | WaitPidFlag::WNOHANG)) {
@@ -203,6 +244,7 @@ fn next_stop(view: &View, thread: Pid) -> Option<WaitStatus> {
 fn held(
     listener: &Listener,
     view: &View,
+    holder: &Holder,
     id: u64,
     caller: &Caller,
     check: impl FnOnce(Pid, bool) -> Option<String>,
@@ -236,26 +278,18 @@ fn held(
     if !listener.keeps_callers() {
         interrupt()?;
     }
-    let Some((stopped, is_exec)) = wait_for_stop(view, caller) else { return Ok(Verified::Gone) };
+    let Some((stopped, is_exec)) = wait_for_stop(holder, caller) else { return Ok(Verified::Gone) };
     // Of one that somebody kills meanwhile nothing can be read any more.
     let wrong = check(stopped, is_exec).filter(|_| ptrace::getevent(stopped).is_ok());
     if wrong.is_some() {
         let _ = kill(stopped, Signal::SIGKILL);
     }
-    release(view, stopped);
+    holder.release(stopped);
     Ok(wrong.map_or(Verified::Done, Verified::Killed))
 }
 
-/// Lets go of a task that is held. One that has been killed meanwhile cannot be detached, and its parent hears nothing of
-/// it until its tracer has seen it off.
-pub fn release(view: &View, held: Pid) {
-    if ptrace::detach(held, None).is_err() {
-        reap(view, held);
-    }
-}
-
 /// Waits for the caller to stop. An exec by a thread that is not the leader gives it the leader's number.
-fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
+fn wait_for_stop(holder: &Holder, caller: &Caller) -> Option<(Pid, bool)> {
     const EXEC: i32 = ptrace::Event::PTRACE_EVENT_EXEC as i32;
     let leads = caller.tid == caller.pid;
     let which = || if leads { Id::Pid(Pid::from_raw(caller.tid as i32)) } else { Id::All };
@@ -270,7 +304,7 @@ fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
                 let pid = status.pid()?;
                 match status {
                     WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                        reap(view, pid);
+                        holder.reap(pid);
                         if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.pid {
                             return None;
                         }
@@ -290,31 +324,6 @@ fn wait_for_stop(view: &View, caller: &Caller) -> Option<(Pid, bool)> {
             }
         }
     }
-}
-
-/// Sees a dead tracee off, so that its parent gets to know, or an exec that waits for this thread's end goes on. If the
-/// parent is we ourselves, the thread that reaps does it: it needs the status. But it is shown processes only: a thread
-/// that is not the leader is nobody's child.
-fn reap(view: &View, pid: Pid) {
-    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WEXITED;
-    for _ in 0..10_000 {
-        match waitid(Id::Pid(pid), flags | WaitPidFlag::WNOWAIT) {
-            Err(Errno::EINTR) => continue,
-            Err(_) => return,
-            Ok(_) => {}
-        }
-        if !is_own_child(view, pid) {
-            let _ = waitid(Id::Pid(pid), flags | WaitPidFlag::WNOHANG);
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn is_own_child(view: &View, pid: Pid) -> bool {
-    // One of which nothing can be read may be the command.
-    Status::of(view, pid.as_raw() as u32)
-        .map_or(true, |status| status.pid == pid.as_raw() as u32 && status.parent == std::process::id())
 }
 
 /// In what the program at the stop differs from the one that was decided on. It has its process's number, whichever thread
@@ -365,6 +374,7 @@ fn difference(
         let file: Option<BorrowedFd<'_>> = program.files.get(*role);
         match file.map(|file| digest(view, file)) {
             Some(Ok(now)) if now == *decided => {}
+            Some(Err(error)) => return Some(format!("its content could not be read again: {error}")),
             _ => return Some("its content changed".to_owned()),
         }
     }

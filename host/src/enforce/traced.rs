@@ -35,7 +35,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::exec::Verified;
+use super::exec::{Holder, Verified};
 use crate::intercept::caller::{Caller, Status};
 use crate::intercept::path::View;
 use crate::sys::injection;
@@ -120,15 +120,14 @@ impl Drop for Turn<'_> {
 }
 
 /// Lets the kernel carry out the exec of a caller that somebody traces. `check` looks at the caller when it
-/// has stopped, and says what is wrong with it. `filters`: how many filters a process has that has none of its own.
+/// has stopped, and says what is wrong with it.
 ///
 /// # Errors
 /// Its status cannot be read.
 pub fn exec(
     listener: &Listener,
     view: &View,
-    turns: &Turns,
-    filters: Option<u32>,
+    holder: &Holder,
     id: u64,
     caller: &Caller,
     check: impl FnOnce(Pid) -> Option<String>,
@@ -142,9 +141,9 @@ pub fn exec(
     let Some(process) = status(view, tracer).map(|status| status.pid) else {
         return Ok(Verified::Traced);
     };
-    let Some(_turn) = turns.hold(process, || Instant::now() < deadline) else { return Ok(Verified::Traced) };
+    let Some(_turn) = holder.turns.hold(process, || Instant::now() < deadline) else { return Ok(Verified::Traced) };
     let Some(mut tracer) = Tracer::seize(view, caller, process, deadline) else { return Ok(Verified::Traced) };
-    let certain = tracer.stop(view, caller, deadline) && tracer.will_stop(view, caller, filters);
+    let certain = tracer.stop(view, caller, deadline) && tracer.will_stop(view, caller, holder.filters);
     // That somebody is told of its call does not mean that it waits already.
     let call = || loop {
         match current_call(view, caller.tid) {
@@ -158,17 +157,29 @@ pub fn exec(
         let _ = listener.send(id, Answer::Errno(libc::EPERM));
         return Ok(Verified::Traced);
     };
-    if listener.send(id, Answer::Continue).is_err() || !is_over(view, caller, &before, &call) {
+    if listener.send(id, Answer::Continue).is_err() {
         return Ok(Verified::Gone);
     }
-    if image(view, caller.tid) == Some(before) {
-        return Ok(Verified::Done); // the exec has failed
-    }
-    let wrong = check(Pid::from_raw(caller.tid as i32));
-    let Some(state) = state(view, caller.tid).filter(|state| !ENDED.contains(state)) else {
-        return Ok(Verified::Gone); // of such a one nothing can be read
+    let checked = || {
+        if !is_over(view, caller, &before, &call)? {
+            return Ok(Checked::Ended);
+        }
+        if image(view, caller.tid).as_ref() == Some(&before) {
+            return Ok(Checked::Wrong(None)); // the exec has failed
+        }
+        let wrong = check(Pid::from_raw(caller.tid as i32));
+        match state(view, caller.tid)? {
+            State::Ended => Ok(Checked::Ended), // of such a one nothing can be read
+            State::Stopped => Ok(Checked::Wrong(wrong)),
+            State::Other => Ok(Checked::Wrong(Some("it did not stop".to_owned()))),
+        }
     };
-    let wrong = if state == STOPPED { wrong } else { Some("it did not stop".to_owned()) };
+    // What it runs is not known, for want of descriptors, say: then it does not run.
+    let unseen = |error: Errno| Checked::Wrong(Some(format!("it could not be looked at: {error}")));
+    let wrong = match checked().unwrap_or_else(unseen) {
+        Checked::Ended => return Ok(Verified::Gone),
+        Checked::Wrong(wrong) => wrong,
+    };
     Ok(wrong.map_or(Verified::Done, |why| {
         let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
         Verified::Killed(why)
@@ -306,10 +317,38 @@ fn is_ours(view: &View, tid: u32) -> bool {
     openat(view.proc(), task.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).is_ok()
 }
 
-/// A process that has stopped for its tracer, as proc_pid_stat(5) shows it.
-const STOPPED: char = 't';
-/// One that has ended.
-const ENDED: [char; 2] = ['Z', 'X'];
+/// What came of looking at a caller whose exec was let go.
+enum Checked {
+    Ended,
+    /// What is wrong with it, if something is.
+    Wrong(Option<String>),
+}
+
+/// What a process does, as far as it matters here.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// It has stopped for its tracer.
+    Stopped,
+    Ended,
+    Other,
+}
+
+/// As proc_pid_stat(5) shows it.
+fn state(view: &View, pid: u32) -> Result<State, Errno> {
+    let name = format!("{pid}/stat");
+    let text = openat(view.proc(), name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).and_then(|file| {
+        io::read_to_string(File::from(file)).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    });
+    let text = match text {
+        Err(Errno::ENOENT | Errno::ESRCH) => return Ok(State::Ended),
+        text => text?,
+    };
+    match text.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next()) {
+        Some('t') => Ok(State::Stopped),
+        Some('Z' | 'X') => Ok(State::Ended),
+        _ => Ok(State::Other),
+    }
+}
 
 /// Waits until the caller's exec is over: it has stopped for its tracer; or the exec has failed and it goes on, in which
 /// case one that was not seized need not stop. False if it has ended.
@@ -317,17 +356,19 @@ const ENDED: [char; 2] = ['Z', 'X'];
 /// A caller that goes on is found at its next call that waits. `call` is the one that it waits in now, with its arguments:
 /// nobody can change those in the midst of it, and what the kernel puts there when the exec succeeds comes with an image
 /// that is not the one `before`.
-fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> bool {
+///
+/// # Errors
+/// That cannot be found out.
+fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> Result<bool, Errno> {
     let mut nap = Duration::from_micros(20);
     loop {
-        match state(view, caller.tid) {
-            Some(STOPPED) => return true,
-            Some(state) if ENDED.contains(&state) => return false,
-            None => return false,
-            Some(_) => {
+        match state(view, caller.tid)? {
+            State::Stopped => return Ok(true),
+            State::Ended => return Ok(false),
+            State::Other => {
                 let elsewhere = current_call(view, caller.tid).is_some_and(|now| now != call);
                 if elsewhere && image(view, caller.tid).as_ref() == Some(before) {
-                    return true;
+                    return Ok(true);
                 }
                 std::thread::sleep(nap);
             }
@@ -339,11 +380,6 @@ fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> bool {
 /// The call that a thread waits in, with its arguments, as proc_pid_syscall(5) shows it; `None` while it runs.
 pub(super) fn current_call(view: &View, tid: u32) -> Option<String> {
     read(view, &format!("{tid}/syscall")).filter(|call| !call.starts_with("running"))
-}
-
-fn state(view: &View, pid: u32) -> Option<char> {
-    let text = read(view, &format!("{pid}/stat"))?;
-    text.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 fn status(view: &View, tid: u32) -> Option<Status> {

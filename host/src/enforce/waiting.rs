@@ -19,9 +19,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use crate::enforce::exec::release;
+use crate::enforce::exec::Holder;
 use crate::intercept::caller::{Caller, Status};
-use crate::intercept::path::View;
 use crate::sys::interruption::{self, uninterrupted};
 use crate::sys::notify::{Answer, Listener};
 
@@ -238,7 +237,7 @@ impl Room {
 ///
 /// # Errors
 /// The caller is gone.
-pub fn interrupt(listener: &Listener, view: &View, id: u64, caller: &Caller, restartable: bool) -> io::Result<()> {
+pub fn interrupt(listener: &Listener, holder: &Holder, id: u64, caller: &Caller, restartable: bool) -> io::Result<()> {
     const ERESTARTSYS: i32 = 512; // include/linux/errno.h
     const ERESTARTNOHAND: i32 = 514;
     let code = if restartable { ERESTARTSYS } else { ERESTARTNOHAND };
@@ -254,6 +253,6 @@ pub fn interrupt(listener: &Listener, view: &View, id: u64, caller: &Caller, res
     let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
     let flags = flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     let _ = uninterrupted(|| waitid(Id::Pid(pid), flags));
-    release(view, pid);
+    holder.release(pid);
     sent
 }

@@ -64,7 +64,7 @@ impl Office {
                 Copy::Numbers => return Some(Answer::Continue),
                 Copy::Exec(_) | Copy::Accept(_) => return Some(Answer::Errno(libc::EPERM)),
                 Copy::Groups(groups) => {
-                    let result = verified::groups(&self.listener, &self.view, &self.again, id, caller, groups);
+                    let result = verified::groups(&self.listener, &self.view, &self.holder, id, caller, groups);
                     let (event, decision) = decided?;
                     return self.verified(event, decision, result);
                 }
@@ -98,7 +98,7 @@ impl Office {
             }
             Performed::Pipe => self.broken_pipe(caller, id, Answer::Errno(libc::EPIPE)),
             Performed::Interrupted { restartable } => {
-                let _ = waiting::interrupt(&self.listener, &self.view, id, caller, restartable);
+                let _ = waiting::interrupt(&self.listener, &self.holder, id, caller, restartable);
                 None
             }
             Performed::Mismatch => {

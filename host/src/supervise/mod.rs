@@ -25,9 +25,8 @@ use self::renewal::Renewal;
 use crate::audit::{Audit, Outcome, Record, Refusal};
 use crate::control as orders;
 use crate::decide::{Chain, Decision, Denial, Facts};
-use crate::enforce::exec::{self as verified, Again, Verified};
+use crate::enforce::exec::{self as verified, Holder, Verified};
 use crate::enforce::network as perform;
-use crate::enforce::traced::Turns;
 use crate::enforce::unheard::{Turn, Unheard};
 use crate::enforce::waiting::{Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
@@ -89,8 +88,7 @@ struct Office {
     audit: Audit,
     own: Own,
     findings: Findings,
-    turns: Turns,
-    again: Again,
+    holder: Holder,
     renewal: Renewal,
     room: Room,
     sockets: Sockets,
@@ -130,9 +128,8 @@ impl Supervision for Supervisor {
             dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
             own: Own { identity: own, withheld: wrap::withheld() },
+            holder: Holder::new(command, findings.filters),
             findings,
-            turns: Turns::default(),
-            again: Again::default(),
             renewal,
             room,
             sockets: Sockets::default(),
@@ -272,7 +269,7 @@ impl Office {
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
     fn answer(&self, notification: &Notification) -> Option<Answer> {
         let is_groups = calls::call(notification.number) == Some(Call::Setgroups);
-        if is_groups && notification.arch == seccomp::NATIVE_ARCH && self.again.is_expected(notification.tid) {
+        if is_groups && notification.arch == seccomp::NATIVE_ARCH && self.holder.expects(notification.tid) {
             return Some(Answer::Continue);
         }
         let Ok(_turn) = self.turn(notification) else { return None };
@@ -501,17 +498,8 @@ impl Office {
         }
         let digests = facts.digests();
         let mut under_way = self.callers.exec(caller.pid);
-        let result = verified::exec(
-            &self.listener,
-            &self.view,
-            &self.turns,
-            self.findings.filters,
-            id,
-            caller,
-            program,
-            &digests,
-            &mut under_way,
-        );
+        let result =
+            verified::exec(&self.listener, &self.view, &self.holder, id, caller, program, &digests, &mut under_way);
         if result.is_ok() {
             under_way.is_over();
         }
