@@ -43,9 +43,9 @@ pub struct Background {
     /// The names of addresses.
     pub names: Names,
     /// Who reads what may be held.
-    pub errands: Arc<Errands>,
+    pub errands: Errands,
     /// Which digests are asked for.
-    pub habits: Arc<Habits>,
+    pub habits: Habits,
 }
 
 /// What is known of which files' digests plugins ask for.
@@ -122,19 +122,8 @@ impl Names {
         Self(names)
     }
 
-    fn of(&self, action: &Action) -> Vec<String> {
-        let address = match action {
-            Action::Connect(to) | Action::Bind(to) | Action::Listen(to) | Action::Send(to) => &to.address,
-            Action::Accept(accepted) => &accepted.peer,
-            _ => return Vec::new(),
-        };
-        match address {
-            Address::Ipv4 { ip, .. } => self.0.get(&IpAddr::from(*ip)),
-            Address::Ipv6 { ip, .. } => self.0.get(&IpAddr::from(*ip)),
-            _ => None,
-        }
-        .cloned()
-        .unwrap_or_default()
+    fn of(&self, address: IpAddr) -> Vec<String> {
+        self.0.get(&address).cloned().unwrap_or_default()
     }
 }
 
@@ -144,12 +133,11 @@ pub struct LiveFacts {
     callers: Arc<Callers>,
     caller: Arc<Caller>,
     parent: u32,
+    background: Arc<Background>,
     program: Option<Arc<Program>>,
-    names: Vec<String>,
-    started_ms: u64,
-    errands: Arc<Errands>,
+    /// The other end's, or the own one.
+    address: Option<IpAddr>,
     patience: Mutex<Patience>,
-    habits: Arc<Habits>,
     /// The event's files that are not small, where digests are asked for at all.
     large: Vec<(FileRole, u64)>,
     /// Digests that were taken before anybody asked.
@@ -176,7 +164,7 @@ impl LiveFacts {
     pub fn new(
         view: &Arc<View>,
         callers: &Arc<Callers>,
-        background: &Background,
+        background: &Arc<Background>,
         caller: &Arc<Caller>,
         parent: u32,
         action: &Action,
@@ -187,12 +175,10 @@ impl LiveFacts {
             callers: Arc::clone(callers),
             caller: Arc::clone(caller),
             parent,
+            background: Arc::clone(background),
             program,
-            names: background.names.of(action),
-            started_ms: background.started_ms,
-            errands: Arc::clone(&background.errands),
+            address: ip_address(action),
             patience: Mutex::default(),
-            habits: Arc::clone(&background.habits),
             large: background.habits.large(action),
             ahead: Mutex::default(),
             digests: Mutex::default(),
@@ -203,13 +189,13 @@ impl LiveFacts {
     /// Whether [`Self::look_ahead`] has something to do, which then takes long.
     pub fn will_look_ahead(&self) -> bool {
         self.program.as_ref().is_some_and(|program| !program.inexecutable)
-            && self.large.iter().any(|(_, file)| self.habits.expects(*file))
+            && self.large.iter().any(|(_, file)| self.background.habits.expects(*file))
     }
 
     /// Takes the digests that will be asked for, as far as that can be told, while nobody waits for it but the caller.
     pub fn look_ahead(&self) {
         let Some(program) = &self.program else { return };
-        let expected = self.large.iter().filter(|(_, file)| self.habits.expects(*file));
+        let expected = self.large.iter().filter(|(_, file)| self.background.habits.expects(*file));
         let taken = expected.filter_map(|(role, file)| {
             let digest = exec::digest(&self.view, program.files.get(*role)?).map_err(|error| error.to_string());
             Some(Ahead { role: *role, file: *file, digest, used: false })
@@ -221,7 +207,7 @@ impl LiveFacts {
     /// To be called when the decision is made: what was taken in vain is not taken again.
     pub fn decided(&self) {
         for ahead in self.ahead().iter().filter(|ahead| !ahead.used) {
-            self.habits.was_not_asked(ahead.file);
+            self.background.habits.was_not_asked(ahead.file);
         }
     }
 
@@ -261,7 +247,7 @@ impl Facts for LiveFacts {
             Some(taken) => taken?,
             None => {
                 let known = self.large.iter().find(|(of, _)| *of == role);
-                self.habits.was_asked(known.map(|(_, file)| *file));
+                self.background.habits.was_asked(known.map(|(_, file)| *file));
                 self.digest_now(program, role, file)?
             }
         };
@@ -305,11 +291,24 @@ impl Facts for LiveFacts {
     }
 
     fn names(&self) -> Vec<String> {
-        self.names.clone()
+        self.address.map(|address| self.background.names.of(address)).unwrap_or_default()
     }
 
     fn started_ms(&self) -> u64 {
-        self.started_ms
+        self.background.started_ms
+    }
+}
+
+fn ip_address(action: &Action) -> Option<IpAddr> {
+    let address = match action {
+        Action::Connect(to) | Action::Bind(to) | Action::Listen(to) | Action::Send(to) => &to.address,
+        Action::Accept(accepted) => &accepted.peer,
+        _ => return None,
+    };
+    match address {
+        Address::Ipv4 { ip, .. } => Some(IpAddr::from(*ip)),
+        Address::Ipv6 { ip, .. } => Some(IpAddr::from(*ip)),
+        _ => None,
     }
 }
 
@@ -343,7 +342,7 @@ impl LiveFacts {
 
     fn send<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
         let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        self.errands.run(&mut patience, errand).map_err(|late| late.to_string())
+        self.background.errands.run(&mut patience, errand).map_err(|late| late.to_string())
     }
 
     /// The environment that the new program gets; or, where no program is to be run, that the process was started with.

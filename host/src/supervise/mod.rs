@@ -83,7 +83,7 @@ struct Office {
     view: Arc<View>,
     wanted: EventKinds,
     chain: Mutex<Chain>,
-    background: Background,
+    background: Arc<Background>,
     dry_run: AtomicBool,
     audit: Audit,
     own: Own,
@@ -124,7 +124,11 @@ impl Supervision for Supervisor {
             view,
             wanted,
             chain: Mutex::new(chain),
-            background: Background { started_ms: now_ms(), names: Names::read("/etc/hosts"), ..Background::default() },
+            background: Arc::new(Background {
+                started_ms: now_ms(),
+                names: Names::read("/etc/hosts"),
+                ..Background::default()
+            }),
             dry_run: AtomicBool::new(mode == Mode::DryRun),
             audit,
             own: Own { identity: own, withheld: wrap::withheld() },
