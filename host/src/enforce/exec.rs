@@ -26,7 +26,7 @@ use crate::intercept::caller::{Caller, Status};
 use crate::intercept::callers::UnderWay;
 use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
-use crate::sys::mapping::{self, Mapped};
+use crate::sys::mapping::{self, Mapped, ToBe};
 use crate::sys::notify::{Answer, Listener};
 
 /// How a verified call ended.
@@ -360,7 +360,13 @@ fn difference(
         Ok(maps) => File::from(maps),
         Err(error) => return unreadable("memory", error),
     };
-    match mapping::files(&maps).map(|mapped| mapped_difference(view, &mapped, program)) {
+    let mapped = |to_be| mapping::files(&maps, to_be).map(|mapped| mapped_difference(view, &mapped, program));
+    // What runs has been mapped to be executed. But a loader that is made so that it cannot run is a loader, too.
+    let looked = match mapped(ToBe::Executed) {
+        Ok(Some(Unlike::LoadsNothing)) => mapped(ToBe::Anything),
+        looked => looked,
+    };
+    match looked {
         Ok(None) => {}
         Ok(Some(Unlike::Loads(other))) => return Some(format!("its loader is {}", mapping::path(&maps, other.start))),
         Ok(Some(Unlike::LoadsNothing)) => return Some("it has no loader".to_owned()),
@@ -407,7 +413,8 @@ enum Unlike {
     LoadsNothing,
 }
 
-/// Before its first instruction a process has mapped the program and its loader, and no other file.
+/// Before its first instruction a process has mapped the program and its loader, and no other file. `mapped` may be a part of
+/// what it has.
 fn mapped_difference(view: &View, mapped: &[Mapped], program: &Program) -> Option<Unlike> {
     let loader = program.files.loader.as_ref().map(AsFd::as_fd);
     let has = |shown: &[(u64, u64)], mapped: &Mapped| shown.contains(&(mapped.device, mapped.inode));

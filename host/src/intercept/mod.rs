@@ -131,7 +131,8 @@ pub fn intercept(
             Intercepted::Event(action, Copy::Connect(held, target))
         }
         Call::Bind => {
-            let held = held()?;
+            // As a rule it is what a socket is used for first, so that nobody has asked yet what it is.
+            let held = Held::take(caller, args[0] as i32, |socket| sockets::kind(socket))?;
             let bytes = network::copy_address(caller, &held, args[1], args[2])?;
             let target = network::local(view, own, caller, &held, bytes)?;
             let autobinds = i32::from(held.socket.family) == libc::AF_UNIX && target.address == Address::UnixUnnamed;

@@ -19,36 +19,55 @@ pub struct Mapped {
     pub inode: u64,
 }
 
-/// The mapped files of which this is `/proc/PID/maps`.
+/// The mapped files of which this is `/proc/PID/maps`; all, or those that are mapped to be executed.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn files(maps: &File) -> io::Result<Vec<Mapped>> {
+pub fn files(maps: &File, to_be: ToBe) -> io::Result<Vec<Mapped>> {
     // In half of the time that the kernel takes to write the text (Linux 6.11).
-    match queried(maps) {
+    match queried(maps, to_be) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-            Ok(lines(&text(maps)?).map(|line| line.0).collect())
+            let text = text(maps)?;
+            let lines = lines(&text).filter(|line| to_be == ToBe::Anything || line.executable);
+            Ok(lines.map(|line| line.mapped).collect())
         }
         found => found,
     }
 }
 
+/// What files are mapped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToBe {
+    /// To be executed (`PROT_EXEC`), and whatever else.
+    Executed,
+    /// Whatever.
+    Anything,
+}
+
 /// What the kernel calls the file of a mapping that begins here; an empty string if there is none.
 pub fn path(maps: &File, start: u64) -> String {
     let text = text(maps).unwrap_or_default();
-    lines(&text).find(|(mapped, _)| mapped.start == start).map_or("", |(_, path)| path).to_owned()
+    lines(&text).find(|line| line.mapped.start == start).map_or("", |line| line.path).to_owned()
 }
 
-fn lines(text: &str) -> impl Iterator<Item = (Mapped, &str)> {
+struct Line<'a> {
+    mapped: Mapped,
+    executable: bool,
+    path: &'a str,
+}
+
+fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
     text.lines().filter_map(|line| {
         // Address range, permissions, offset, device, inode, path.
         let mut fields = line.split_ascii_whitespace();
         let number = |hex| u64::from_str_radix(hex, 16).ok();
         let start = number(fields.next()?.split_once('-')?.0)?;
-        let (major, minor) = fields.nth(2)?.split_once(':')?;
+        let executable = fields.next()?.contains('x');
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
         let device = makedev(number(major)?, number(minor)?);
         let inode = fields.next()?.parse().ok().filter(|inode| *inode != 0)?;
-        Some((Mapped { start, device, inode }, line.find('/').map_or("", |at| &line[at..])))
+        let path = line.find('/').map_or("", |at| &line[at..]);
+        Some(Line { mapped: Mapped { start, device, inode }, executable, path })
     })
 }
 
@@ -99,13 +118,16 @@ mod ioctls {
 ///
 /// # Errors
 /// `ENOTTY` before Linux 6.11.
-fn queried(maps: &File) -> io::Result<Vec<Mapped>> {
+fn queried(maps: &File, to_be: ToBe) -> io::Result<Vec<Mapped>> {
     /// `PROCMAP_QUERY_COVERING_OR_NEXT_VMA`, `PROCMAP_QUERY_FILE_BACKED_VMA`.
     const NEXT_OF_A_FILE: u64 = 0x10 | 0x20;
+    /// `PROCMAP_QUERY_VMA_EXECUTABLE`.
+    const EXECUTABLE: u64 = 0x04;
+    let flags = if to_be == ToBe::Executed { NEXT_OF_A_FILE | EXECUTABLE } else { NEXT_OF_A_FILE };
     let mut found = Vec::new();
     let mut address = 0;
     loop {
-        let mut query = Query { size: size_of::<Query>() as u64, flags: NEXT_OF_A_FILE, address, ..Query::default() };
+        let mut query = Query { size: size_of::<Query>() as u64, flags, address, ..Query::default() };
         // SAFETY: the kernel reads and writes one `Query`, whose size it is told; the addresses of buffers in it are 0, for none.
         match unsafe { ioctls::procmap_query(maps.as_raw_fd(), &raw mut query) } {
             Ok(_) => {}
@@ -131,7 +153,8 @@ pub fn of(file: BorrowedFd<'_>, own_maps: &File) -> io::Result<Mapped> {
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let found = files(own_maps).map(|files| files.into_iter().find(|mapped| mapped.start == address as u64));
+    let found =
+        files(own_maps, ToBe::Anything).map(|files| files.into_iter().find(|mapped| mapped.start == address as u64));
     // SAFETY: the mapping made above, of which there is no pointer left.
     unsafe { libc::munmap(address, LENGTH) };
     found?.ok_or_else(|| io::Error::other("a file that was mapped is not in /proc/self/maps"))
@@ -146,19 +169,20 @@ mod tests {
         let maps = File::open("/proc/self/maps").unwrap();
         let executable = std::env::current_exe().unwrap();
         // Other tests of this process may map files meanwhile.
-        let text: Vec<Mapped> = {
-            let text = text(&maps).unwrap();
-            let ours = |(_, path): &(Mapped, &str)| *path == executable.to_string_lossy();
-            lines(&text).filter(ours).map(|line| line.0).collect()
-        };
-        assert!(!text.is_empty());
-        assert_eq!(path(&maps, text[0].start), executable.to_string_lossy());
-        match queried(&maps) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {} // an older kernel
-            found => {
-                let file = (text[0].device, text[0].inode);
-                let found = found.unwrap().into_iter().filter(|mapped| (mapped.device, mapped.inode) == file);
-                assert_eq!(found.collect::<Vec<_>>(), text);
+        let text = text(&maps).unwrap();
+        let ours: Vec<Line<'_>> = lines(&text).filter(|line| line.path == executable.to_string_lossy()).collect();
+        let first = ours[0].mapped;
+        assert_eq!(path(&maps, first.start), executable.to_string_lossy());
+        let code: Vec<Mapped> = ours.iter().filter(|line| line.executable).map(|line| line.mapped).collect();
+        assert!(!code.is_empty() && code.len() < ours.len());
+        let all: Vec<Mapped> = ours.iter().map(|line| line.mapped).collect();
+        for (to_be, expected) in [(ToBe::Anything, all), (ToBe::Executed, code)] {
+            match queried(&maps, to_be) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {} // an older kernel
+                found => {
+                    let same = |mapped: &Mapped| (mapped.device, mapped.inode) == (first.device, first.inode);
+                    assert_eq!(found.unwrap().into_iter().filter(same).collect::<Vec<_>>(), expected);
+                }
             }
         }
     }
