@@ -281,6 +281,10 @@ fn supervise(
         return Err(error);
     }
     process::close_inherited();
+    process::expect_ends_only();
+    if outside.is_some() {
+        watch_stops(child).context("cannot start a thread")?;
+    }
     File::from(go).write_all(b"!").context("the command's process is gone")?;
     look_after(child, supervision, outside.as_ref(), apart)
 }
@@ -451,6 +455,36 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
             }
         }
     }
+}
+
+/// Has a thread wake who looks after the command when that stops, while it is stopped, and when it goes on. SIGCHLD would do
+/// so as well, but also at each exec of the whole workload (ptrace(2)), and cost each of them some microseconds.
+fn watch_stops(command: Pid) -> io::Result<()> {
+    const LOOK: Duration = Duration::from_millis(20);
+    let wake = || kill(getpid(), Signal::SIGCHLD);
+    let watch = move || {
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        let mut stopped = false;
+        loop {
+            // What is stopped could go on and be stopped again without our noticing, if we waited for either.
+            match waitid(Id::Pid(command), if stopped { flags | WaitPidFlag::WNOHANG } else { flags }) {
+                Ok(WaitStatus::Stopped(..)) => {
+                    stopped = true;
+                    let _ = wake();
+                    std::thread::sleep(LOOK);
+                }
+                Ok(WaitStatus::StillAlive) => {
+                    stopped = false;
+                    let _ = wake();
+                }
+                // Held by another thread of ours; how it is otherwise shows afterwards.
+                Ok(WaitStatus::PtraceEvent(..) | WaitStatus::PtraceSyscall(_)) => std::thread::sleep(LOOK),
+                Err(Errno::EINTR) => {}
+                _ => return,
+            }
+        }
+    };
+    std::thread::Builder::new().name("callgate-stops".into()).spawn(watch).map(drop)
 }
 
 /// Whether the command is stopped, as its parent sees it.

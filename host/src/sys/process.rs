@@ -166,6 +166,17 @@ pub fn expect_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// From now on SIGCHLD tells of children that have ended, and not of stops: each thing that a thread of ours holds is one.
+pub fn expect_ends_only() {
+    // SAFETY: zero bytes are a valid sigaction, with an empty mask; SIG_DFL is no function of ours.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        action.sa_flags = libc::SA_NOCLDSTOP;
+        libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
+    }
+}
+
 /// A limit of file sizes (setrlimit(2)) that was meant for the command ends no process of ours: what is longer fails with
 /// `EFBIG`, an audit log, say.
 pub fn outlive_file_limit() {
