@@ -2,13 +2,18 @@
 //!
 //! SECURITY.md says what each guarantee is worth. May depend on `sys`, `intercept::caller` and `policy`.
 
+use std::fs::File;
+use std::io::{self, Read};
+
 use anyhow::{Result, bail};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
+use nix::sys::stat::Mode as FileMode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::event::{EventKind, EventKinds};
-use crate::intercept::caller::Caller;
+use crate::intercept::caller::{Caller, Status};
 use crate::intercept::path::View;
 use crate::policy::{Guarantee, Mode};
 use crate::sys::credentials::capability_sets;
@@ -44,6 +49,31 @@ pub fn find(view: &View, listener: &Listener, command: Pid) -> Result<Findings> 
     ];
     Ok(Findings { found, filters: caller.status()?.filters })
 }
+
+/// Says where else the token is to be found, which callgate keeps from the workload: whoever has started `guardian` and is still
+/// there has it as well.
+pub fn look_for_the_token(view: &View, guardian: u32) {
+    let Some(parent) = Status::of(view, guardian).ok().map(|status| status.parent).filter(|parent| *parent != 0) else {
+        return;
+    };
+    let name = format!("{parent}/environ");
+    let environment = openat(view.proc(), name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, FileMode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| {
+            let mut bytes = Vec::new();
+            File::from(file).take(ENVIRONMENT).read_to_end(&mut bytes).map(|_| bytes)
+        });
+    if environment.is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|entry| entry.starts_with(TOKEN))) {
+        tracing::warn!(
+            "process {parent}, which has started callgate, has CALLGATE_TOKEN in its environment, where the workload may be able to \
+             read it: have callgate started in its place (`exec callgate …`), or as the container's first process"
+        );
+    }
+}
+
+const TOKEN: &[u8] = b"CALLGATE_TOKEN=";
+/// How much of an environment is looked at.
+const ENVIRONMENT: u64 = 1 << 20;
 
 impl Findings {
     /// Says what does not hold and would be missed.

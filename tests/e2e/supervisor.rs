@@ -187,6 +187,22 @@ fn holds_out(rights: Rights, first: bool) {
     assert_eq!(outcome.stdout, format!("succeeded: []\n{intact}whoami: denied\n"), "{what}");
 }
 
+/// What stands in front of callgate keeps its own environment.
+#[test]
+fn a_token_that_is_somewhere_else_as_well_is_said_to_be() {
+    let fixture = Fixture::allowing(&["/usr/bin/true"]);
+    let under = |shell: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", shell, "-", CALLGATE]).arg(fixture.policy()).env("CALLGATE_TOKEN", "secret");
+        run(&mut command)
+    };
+    let kept = under(r#""$1" --policy "$2" true; :"#);
+    assert_eq!(kept.code(), 0, "{kept:?}");
+    assert!(kept.stderr.contains("CALLGATE_TOKEN") && kept.stderr.contains("exec callgate"), "{kept:?}");
+    let given_up = under(r#"exec env -u A "$1" --policy "$2" true"#);
+    assert_eq!((given_up.code(), given_up.stderr.as_str()), (0, ""), "{given_up:?}");
+}
+
 #[test]
 fn nothing_reaches_the_supervisor_from_inside() {
     for rights in [Rights::Root, Rights::Container, Rights::RootThenUser, Rights::User] {

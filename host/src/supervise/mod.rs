@@ -112,6 +112,9 @@ impl Supervision for Supervisor {
         let (wanted, mode) = (chain.subscriptions(), self.mode);
         let findings = guarantees::find(&view, &listener, command)?;
         findings.check(&self.policy.require, wanted, mode)?;
+        if let Some(guardian) = guardian {
+            guarantees::look_for_the_token(&view, guardian);
+        }
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();

@@ -88,7 +88,11 @@ impl Office {
         let started = std::thread::Builder::new().name("callgate-reload".into()).spawn(move || {
             loop {
                 let so_far = ours.renewal.hang_ups.load(SeqCst);
-                let _ = ours.renew(Request::Reload);
+                if ours.renew(Request::Reload).is_err() {
+                    tracing::warn!(
+                        "nor was the command sent SIGHUP; with \"sighup\": \"pass-on\" in the policy it is its own"
+                    );
+                }
                 if ours.renewal.hang_ups.fetch_sub(so_far, SeqCst) == so_far {
                     break;
                 }
