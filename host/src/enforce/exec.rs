@@ -352,8 +352,8 @@ fn difference(
         (Ok(now), Ok(decided)) if same_file(&now, &decided) => {}
         (Err(error), _) => return unreadable("executable", error),
         _ => {
-            let name = open("exe", OFlag::O_PATH).map(|running| view.name(running.as_fd()).path);
-            return Some(format!("it began to run {}", name.unwrap_or_default()));
+            let name = open("exe", OFlag::O_PATH).and_then(|running| view.name(running.as_fd()));
+            return Some(format!("it began to run {}", name.unwrap_or_default().path));
         }
     }
     let maps = match open("maps", OFlag::O_RDONLY) {

@@ -189,9 +189,10 @@ pub fn read(view: &View, caller: &Caller, call: &Notification, at: bool) -> Resu
         }
     }
 
-    let named = view.name(file.as_fd());
-    let interpreter_names: Vec<File> = interpreters.iter().map(|file| view.name(file.as_fd())).collect();
-    let loader_name = loader.as_ref().map(|file| view.name(file.as_fd()));
+    let named = view.name(file.as_fd())?;
+    let interpreter_names: Vec<File> =
+        interpreters.iter().map(|file| view.name(file.as_fd())).collect::<Result<_, _>>()?;
+    let loader_name = loader.as_ref().map(|file| view.name(file.as_fd())).transpose()?;
     // What interprets it and has no path is as fileless as the program.
     let fileless = is_fileless(&named, file.as_fd())
         || interpreters.iter().zip(&interpreter_names).any(|(file, name)| is_fileless(name, file.as_fd()))
@@ -454,7 +455,7 @@ pub fn digest(view: &View, file: BorrowedFd<'_>) -> io::Result<String> {
     if fstat(file)?.st_size as u64 > DIGESTED {
         return Err(io::Error::other(format!("it is larger than {} MiB", DIGESTED >> 20)));
     }
-    if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file).canonical {
+    if fstatfs(file)?.filesystem_type() == FUSE_SUPER_MAGIC && !view.name(file)?.canonical {
         return Err(io::Error::other("it is on a FUSE file system that was mounted later"));
     }
     let file = fs::File::from(view.reopen(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?); // a lease (fcntl(2)) is not waited for

@@ -140,7 +140,7 @@ pub fn destination(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: 
     let Some(path) = unix_path(&held.socket, &bytes) else { return Ok(plain(&held.socket, specific(held, bytes))) };
     let directory = view.caller_directory(caller, "cwd")?;
     let file = as_caller(view, own, caller, || view.resolve(caller, directory, path, true))?;
-    let named = view.name(file.as_fd());
+    let named = view.name(file.as_fd())?;
     let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
     // Through our own descriptor, not through the caller's names.
     bytes.extend_from_slice(process::path_to(&file).as_bytes());
@@ -191,7 +191,7 @@ pub fn local(view: &View, own: &Own, caller: &Caller, held: &Held, bytes: Vec<u8
     let Some(path) = path else { return Ok(plain(&held.socket, bytes)) };
     let directory = view.caller_directory(caller, "cwd")?;
     let (parent, name) = as_caller(view, own, caller, || view.resolve_parent(caller, directory, path))?;
-    let mut named = view.name(parent.as_fd());
+    let mut named = view.name(parent.as_fd())?;
     named.path = format!("{}/{}", named.path.trim_end_matches('/'), name.to_string_lossy());
     named.canonical &= name.to_str().is_some();
     Ok(Target { address: Address::Unix { path: trusted(named) }, bytes, file: Some(parent) })

@@ -43,6 +43,11 @@ const PROC_ROOT_INODE: u64 = 1;
 const MAX_LINKS: usize = 40;
 const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
+/// Whether something has failed because the supervisor, or the machine, has no descriptors or memory left.
+pub fn ran_out(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+}
+
 impl View {
     /// Keeps `root` and `proc` as the view. `outer_root` is the same root, opened before the supervisor got mounts of its
     /// own.
@@ -96,10 +101,14 @@ impl View {
     }
 
     /// What a file is called, and which it is.
-    pub fn name(&self, file: BorrowedFd<'_>) -> File {
-        let Ok(stat) = fstat(file) else { return File::default() };
-        let (path, canonical) = self.path_of(file, (stat.st_dev, stat.st_ino));
-        File {
+    ///
+    /// # Errors
+    /// We have [run out](ran_out) of something: then it is not known what the file is called, which is not the same as that
+    /// it has no path.
+    pub fn name(&self, file: BorrowedFd<'_>) -> Result<File, Errno> {
+        let Ok(stat) = fstat(file) else { return Ok(File::default()) };
+        let (path, canonical) = self.path_of(file, (stat.st_dev, stat.st_ino))?;
+        Ok(File {
             path,
             canonical,
             device: stat.st_dev,
@@ -109,7 +118,7 @@ impl View {
             mode: stat.st_mode,
             size: stat.st_size as u64,
             changed_ns: changed_ns(&stat),
-        }
+        })
     }
 
     /// What a file is called, without asking anybody of the workload, who might serve it and never answer. What the path does
@@ -119,15 +128,16 @@ impl View {
     /// Nothing can be known of it.
     pub fn called(&self, file: BorrowedFd<'_>) -> io::Result<(Attributes, String)> {
         let known = Attributes::of(file)?;
-        let (path, canonical) = self.path_of(file, (known.device, known.inode));
+        let (path, canonical) = self.path_of(file, (known.device, known.inode))?;
         Ok((known, if canonical { path } else { format!("(unreachable){path}") }))
     }
 
     /// The path of a file with this device and inode number, and whether that, looked up here, leads to it.
-    fn path_of(&self, file: BorrowedFd<'_>, identity: (u64, u64)) -> (String, bool) {
-        let outer = self.link_of(file).unwrap_or_default();
+    fn path_of(&self, file: BorrowedFd<'_>, identity: (u64, u64)) -> Result<(String, bool), Errno> {
+        let unless_ran_out = |error: Errno| if ran_out(error) { Err(error) } else { Ok(OsString::new()) };
+        let outer = self.link_of(file).or_else(unless_ran_out)?;
         // A name that cannot be written down as it is must not pass for another.
-        let Some(text) = outer.to_str() else { return (outer.to_string_lossy().into_owned(), false) };
+        let Some(text) = outer.to_str() else { return Ok((outer.to_string_lossy().into_owned(), false)) };
         // In a mount namespace of our own the kernel names files from the root of the workload's; without one, from ours.
         for candidate in [Path::new(&outer).strip_prefix(&self.prefix), Path::new(&outer).strip_prefix("/")] {
             let Ok(inner) = candidate else { continue };
@@ -135,12 +145,16 @@ impl View {
                 .flags(HANDLE | OFlag::O_NOFOLLOW)
                 .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
             let inner = if inner.as_os_str().is_empty() { Path::new(".") } else { inner };
-            let Ok(found) = openat2(&self.root, inner, how) else { continue };
+            let found = match openat2(&self.root, inner, how) {
+                Ok(found) => found,
+                Err(error) if ran_out(error) => return Err(error),
+                Err(_) => continue,
+            };
             if fstat(&found).is_ok_and(|other| (other.st_dev, other.st_ino) == identity) {
-                return (Path::new("/").join(inner).to_string_lossy().into_owned(), true);
+                return Ok((Path::new("/").join(inner).to_string_lossy().into_owned(), true));
             }
         }
-        (text.to_owned(), false)
+        Ok((text.to_owned(), false))
     }
 
     /// What the kernel calls an open file.

@@ -36,7 +36,7 @@ use crate::intercept::callers::Callers;
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
-use crate::intercept::path::View;
+use crate::intercept::path::{View, ran_out};
 use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
 use crate::launch::Supervision;
@@ -544,10 +544,6 @@ impl Office {
 }
 
 /// Whether the kernel has none left of something that we, or all of the machine, need.
-fn ran_out(errno: Errno) -> bool {
-    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
-}
-
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
