@@ -166,5 +166,5 @@ fn a_policy_from_a_pipe_is_refused_with_the_reason() {
     let line = format!("{CALLGATE} --policy <(echo '{{}}') true");
     let outcome = run(Command::new("bash").args(["-c", &line]));
     assert_eq!(outcome.code(), 125);
-    assert!(outcome.stderr.contains("it is a pipe") && outcome.stderr.contains("write it to a file"), "{outcome:?}");
+    assert!(outcome.stderr.contains("but a pipe") && outcome.stderr.contains("write it to a file"), "{outcome:?}");
 }

@@ -138,7 +138,7 @@ fn read(file: File) -> std::io::Result<Vec<u8>> {
     if !kind.is_file() {
         let what = match () {
             () if kind.is_dir() => "it is a directory",
-            () if kind.is_fifo() => "it is a pipe, not a regular file",
+            () if kind.is_fifo() => "it is not a regular file but a pipe",
             () => "it is not a regular file",
         };
         return Err(std::io::Error::other(what));
