@@ -241,7 +241,7 @@ fn the_schema_takes_what_the_loader_takes() {
     let good = [
         r#"{"allow_executables": []}"#,
         r#"{"$schema": "policy.schema.json", "version": 1, "deny_executables": ["/bin/nc"]}"#,
-        r#"{"network": {}, "audit": {"sinks": ["stderr", "file:/a", {"to": "fd:2", "format": "json"}], "queue": 1}}"#,
+        r#"{"network": {}, "audit": {"sinks": ["stderr", "file:/a", {"to": "fd:3", "format": "json"}], "queue": 1}}"#,
         r#"{"network": {"outbound": [{"to": ["10.0.0.0/8", "::1", "::ffff:1.2.3.4", "2001:db8::/32"], "ports": [1, "2-3", "4"]},
             {"ports": "80", "protocol": "sctp"}, {"unix": "/run/*"}, {"unix_abstract": "x"}, {}], "families": ["raw", "vsock"]}}"#,
         r#"{"network": {"inbound": [{"on": "0.0.0.0/0", "from": "10.0.0.0/8", "ports": 0}], "netlink_route": false}}"#,
@@ -276,6 +276,8 @@ fn the_schema_refuses_what_the_loader_refuses() {
         r#"{"default": "abstain", "allow_executables": []}"#,
         r#"{"lock_mode": 1, "allow_executables": []}"#,
         r#"{"require": ["speed"], "allow_executables": []}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": ["fd:2"]}}"#,
+        r#"{"allow_executables": [], "audit": {"sinks": [{"to": "fd:0"}]}}"#,
         r#"{"plugins": []}"#,
         r#"{"plugins": [["allowlist"]]}"#,
         r#"{"plugins": [{"name": "allowlist"}]}"#,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-use callgate::audit::{Audit, Outcome, Record};
+use callgate::audit::{Audit, Outcome, Record, Sinks};
 use callgate::decide::{Chain, Decision, Denial, KnownFacts};
 use callgate::event::{Action, Address, Endpoint, Event, EventKind, EventKinds, Exec, File, Socket, Subject};
 use callgate::intercept::caller::Caller;
@@ -93,7 +93,7 @@ fn records(criterion: &mut Criterion) {
         "allow_executables": [], "audit": { "sinks": ["file:/dev/null"], "when_full": "block" }
     });
     let policy = Policy::parse(&Source { path: "policy.json".into(), text: text.to_string() }).unwrap();
-    let audit = Audit::start(&policy.audit).unwrap();
+    let audit = Audit::start(&policy.audit, Sinks::open(&policy.audit).unwrap()).unwrap();
     let event = exec("/usr/bin/whoami", 1);
     let denial = Denial { rule: "executables.not-listed".into(), reason: "it is not".into(), hint: None, errno: None };
     let decision = Decision {

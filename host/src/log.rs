@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -24,12 +25,25 @@ use tracing_subscriber::registry::LookupSpan;
 /// # Errors
 /// The filter is none.
 pub fn start(filter: &str) -> Result<()> {
-    let parsed = EnvFilter::try_new(filter)
-        .with_context(|| format!("CALLGATE_LOG is {filter:?}; it takes error, warn, info, debug or trace"))?;
+    // A word that is no level would be taken for the name of a part of the program, of which there is none.
+    let is_level = |word: &str| word.contains(['=', '[']) || word.trim().parse::<LevelFilter>().is_ok();
+    let parsed = EnvFilter::try_new(filter).ok().filter(|_| filter.split(',').all(is_level));
+    let parsed =
+        parsed.with_context(|| format!("CALLGATE_LOG is {filter:?}; it takes error, warn, info, debug or trace"))?;
     let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(|| Lines);
     // Fields are coloured, whatever the format does; a container's log is no terminal.
     log.with_ansi(std::io::stderr().is_terminal()).event_format(Plain).init();
     Ok(())
+}
+
+/// Says something on standard error at once, and waits until it is written.
+pub fn say(what: &str) {
+    write(format!("callgate: {what}\n").as_bytes());
+}
+
+/// Writes lines with one system call, so that no record or word of the workload gets in between.
+fn write(lines: &[u8]) {
+    let _ = io::stderr().write_all(lines);
 }
 
 /// How many lines may wait to be written. What comes then is lost, and counted.
@@ -56,15 +70,12 @@ pub fn detach() -> io::Result<()> {
     let _ = QUEUE.set(Queue { lines, taken: zero(), written: zero(), lost: zero() });
     thread::Builder::new().name("callgate-log".into()).stack_size(64 << 10).spawn(move || {
         for line in waiting {
-            let _ = io::stderr().write_all(&line);
+            write(&line);
             let Some(queue) = QUEUE.get() else { return };
             queue.written.fetch_add(1, SeqCst);
             let lost = queue.lost.swap(0, SeqCst);
             if lost > 0 {
-                let _ = writeln!(
-                    io::stderr(),
-                    "callgate: warning: {lost} lines are missing here: nobody took them in time"
-                );
+                say(&format!("warning: {lost} lines are missing here: nobody took them in time"));
             }
         }
     })?;
@@ -87,7 +98,10 @@ struct Lines;
 impl Write for Lines {
     /// A line, which comes as a whole.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let Some(queue) = QUEUE.get() else { return io::stderr().write(line) };
+        let Some(queue) = QUEUE.get() else {
+            write(line);
+            return Ok(line.len());
+        };
         queue.taken.fetch_add(1, SeqCst);
         if queue.lines.try_send(line.to_vec()).is_err() {
             queue.taken.fetch_sub(1, SeqCst);

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::audit;
+use crate::audit::Sinks;
 use crate::decide::{Chain, ChainError};
 use crate::intercept::calls;
 use crate::launch::{self, Launch};
+use crate::log;
 use crate::plugin::cache::{self, Cache};
 use crate::plugin::{Engine, LoadError, builtin, kind, read_component};
 use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
@@ -59,12 +60,13 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
         engine = engine.cached(cache);
     }
     let chain = load(&engine, &policy, &source)?;
-    audit::withhold_descriptors(&policy.audit)?;
+    let sinks = Sinks::open(&policy.audit)
+        .map_err(|error| source.error_at(&format!("/audit/sinks/{}/to", error.index), error.message, error.hint))?;
     let wanted = chain.subscriptions();
     let launch =
         Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
     let origin = Origin::of(&wrap.policy)?;
-    let mut supervisor = Supervisor::new(engine, chain, mode, policy, origin, wrap.mode);
+    let mut supervisor = Supervisor::new(engine, chain, mode, policy, sinks, origin, wrap.mode);
     let filter = |protected| {
         let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
         Filter::new(rules).context("cannot make the seccomp filter")
@@ -152,7 +154,7 @@ fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
 pub fn report(error: &anyhow::Error) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     match error.downcast_ref::<PolicyError>() {
-        Some(mistake) => eprintln!("callgate: {}", mistake.render(colour)),
-        None => eprintln!("callgate: {error:#}"),
+        Some(mistake) => log::say(&mistake.render(colour)),
+        None => log::say(&format!("{error:#}")),
     }
 }

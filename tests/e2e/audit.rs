@@ -1,14 +1,16 @@
 //! The audit log: what is in a record, where records go, and what a bad sink does to the workload.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Fixture, finish, run};
+use crate::harness::{CALLGATE, Fixture, Lines, Outcome, eventually, finish, records_among, run, wait};
+use crate::launch::children;
 
 /// Allows bash, with this audit section.
 fn auditing(audit: Value) -> Fixture {
@@ -64,7 +66,7 @@ fn by_default_records_go_to_standard_error_and_never_to_standard_output() {
 fn on_a_terminal_a_person_reads_one_line_with_a_hint() {
     let fixture = auditing(json!({ "sinks": ["stderr"] }));
     // script(1) gives the command a terminal.
-    let line = format!("{} -p {} bash -c /bin/false", crate::harness::CALLGATE, fixture.policy().display());
+    let line = format!("{} -p {} bash -c /bin/false", CALLGATE, fixture.policy().display());
     let outcome = run(std::process::Command::new("script").args(["-qec", &line, "/dev/null"]));
     let told =
         outcome.stdout.lines().find(|line| line.starts_with("callgate: ")).unwrap_or_else(|| panic!("{outcome:?}"));
@@ -187,6 +189,168 @@ fn a_broken_sink_stops_nothing() {
     assert_eq!(missing.bash("true").code(), 125);
 }
 
+/// What a run says on standard error after denials, which its own commands don't.
+fn said(outcome: &Outcome) -> Vec<&str> {
+    outcome.stderr.lines().filter(|line| line.starts_with("callgate: warning: ") && line.contains("record")).collect()
+}
+
+#[test]
+fn what_the_only_sink_has_lost_is_said_on_standard_error_with_the_reason() {
+    let full = Fixture::new(json!({ "allow_executables": [] }));
+    let absent = format!("unix:{}", full.path("nobody").display());
+    for (sink, why) in [(absent.as_str(), "No such file or directory"), ("file:/dev/full", "No space left on device")] {
+        let fixture = auditing(json!({ "sinks": [sink] }));
+        let outcome = fixture.bash(&format!("{}; echo finished; exit 3", denials(30)));
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (3, "finished\n"));
+        let expected = [
+            format!("callgate: warning: a record cannot be written to {sink} ({why}); what is lost is counted"),
+            format!("callgate: warning: 30 records did not reach {sink} ({why})"),
+        ];
+        assert_eq!(said(&outcome), expected);
+    }
+    // A sink that works gives no cause to say anything.
+    let fixture = auditing(json!({}));
+    assert_eq!(said(&fixture.bash(&denials(30))), [""; 0]);
+}
+
+#[test]
+fn what_still_waits_for_a_sink_at_the_end_counts_as_lost() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let sink = format!("fd:{}", writer.as_raw_fd());
+    for when_full in ["drop", "block"] {
+        // Nobody reads the pipe, and the queue has room for all.
+        let fixture = auditing(json!({ "sinks": [sink, "stderr"], "when_full": when_full }));
+        let outcome = fixture.bash(&format!("{}; exit 3", denials(40)));
+        assert_eq!(outcome.code(), 3);
+        let records = records_among(&outcome.stderr);
+        let (last, denied) = records.split_last().unwrap();
+        assert_eq!((denied.len(), &last["event"]), (40, &json!("records-lost")), "{when_full}: {last}");
+        let lost = last["lost"][&sink].as_u64().unwrap();
+        assert!(lost > 10 && last["lost"].as_object().unwrap().len() == 1, "{last}");
+        assert_eq!(
+            said(&outcome),
+            [format!("callgate: warning: {lost} records did not reach {sink} (nobody took them in time)")]
+        );
+    }
+    drop((reader, writer));
+}
+
+#[test]
+fn a_standard_error_that_is_the_lossy_sink_is_told_nothing_more() {
+    let fixture = auditing(json!({ "sinks": ["stderr"] }));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let line = format!("{}; exit 3", denials(30));
+    let mut child = fixture.callgate().args(["bash", "-c", &line]).stderr(full).spawn().unwrap();
+    assert_eq!(wait(&mut child).code(), Some(3));
+    // An unread one: neither the command nor our end waits for it for long.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let line = format!("{}; exit 5", denials(100));
+    let mut command = fixture.callgate();
+    let mut child = command.args(["bash", "-c", &line]).stderr(OwnedFd::from(writer)).spawn().unwrap();
+    assert_eq!(wait(&mut child).code(), Some(5));
+}
+
+#[test]
+fn what_was_lost_while_the_command_ran_is_said_although_something_lives_on() {
+    let fixture = Fixture::new(json!({
+        "allow_executables": ["/bin/bash"], "audit": { "sinks": ["file:/dev/full"] }
+    }));
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let mut command = fixture.callgate();
+    command.args(["bash", "-c", &format!("exec 4<&0; read x <&4 >/dev/null 2>&1 & {}; exit 3", denials(5))]);
+    command.stdin(reader).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let outcome = finish(command.spawn().unwrap());
+    assert_eq!(outcome.code(), 3);
+    assert!(outcome.stderr.contains("5 records did not reach file:/dev/full"), "{outcome:?}");
+}
+
+#[test]
+fn a_line_that_was_torn_takes_no_other_with_it() {
+    let fixture = auditing(json!({}));
+    let line = "for ((i = 0; i < 20; i++)); do /bin/false; done 2>/dev/null; echo tried; read x; /bin/false; exit 0";
+    // A file of 4 KiB is full in the midst of a record.
+    let script = format!("ulimit -S -f 4; exec {CALLGATE} -p {} bash -c '{line}'", fixture.policy().display());
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(Lines::of(child.stdout.take().unwrap()).next().as_deref(), Some("tried"));
+    let file = fixture.path("records");
+    eventually("the file is full", || fs::metadata(&file).is_ok_and(|metadata| metadata.len() == 4096));
+    let torn = fs::read_to_string(&file).unwrap().lines().count();
+    for process in [child.id(), children(child.id())[0]] {
+        let raised = run(Command::new("prlimit").args(["--fsize=unlimited", "--pid", &process.to_string()]));
+        assert_eq!(raised.code(), 0, "{raised:?}");
+    }
+    child.stdin.take().unwrap().write_all(b"x\n").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(0));
+    let text = fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let unreadable: Vec<usize> =
+        (0..lines.len()).filter(|at| serde_json::from_str::<Value>(lines[*at]).is_err()).collect();
+    assert_eq!(unreadable, [torn - 1], "{text}");
+    let last = |lines: &[&str]| serde_json::from_str::<Value>(lines.last().unwrap()).unwrap();
+    let lost = last(&lines);
+    assert_eq!(lost["event"], "records-lost", "{text}");
+    // 21 denials: all that are not there whole, and no other, are lost.
+    assert_eq!(lost["lost"][format!("file:{}", file.display())], 21 - (lines.len() - 2), "{text}");
+
+    // Nor where who tore it is no more.
+    let cut = text.trim_end();
+    fs::write(&file, &cut[..cut.len() - 10]).unwrap();
+    fixture.bash("/bin/false");
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(last(&text.lines().collect::<Vec<_>>())["outcome"], "denied", "{text}");
+}
+
+#[test]
+fn a_sink_that_cannot_be_opened_is_shown_in_the_policy_with_a_hint() {
+    let fixture = Fixture::allowing(&["/bin/touch"]);
+    std::os::unix::fs::symlink("elsewhere", fixture.path("link")).unwrap();
+    let link = format!("file:{}", fixture.path("link").display());
+    let _listener = UnixListener::bind(fixture.path("socket")).unwrap();
+    let socket = format!("file:{}", fixture.path("socket").display());
+    for (sink, message, hint) in [
+        ("fd:0", "the command's standard input", "fd:3"),
+        ("fd:1", "the command's standard output", "write \"stderr\""),
+        ("fd:2", "the command's standard error", "write \"stderr\""),
+        ("fd:77", "fd:77 is not an open descriptor", "77>>FILE"),
+        ("file:/no/such/directory/log", "No such file or directory", "make the directory /no/such/directory first"),
+        ("file:/dev/stdout", "symbolic links are not followed", "never mixed into the command's standard output"),
+        ("file:/dev/stderr", "symbolic links are not followed", "write \"stderr\""),
+        ("file:/dev/fd/7", "", "write \"fd:7\""),
+        (&link, "symbolic links are not followed", "name the file that it leads to"),
+        (&socket, "No such device or address", "for a socket write \"unix:"),
+    ] {
+        for long in [false, true] {
+            let written = if long { json!({ "to": sink, "format": "json" }) } else { json!(sink) };
+            let policy = json!({ "allow_executables": ["/bin/touch"], "audit": { "sinks": ["stderr", written] } });
+            let text = policy.to_string();
+            fs::write(fixture.policy(), &text).unwrap();
+            let outcome = run(fixture.callgate().arg("touch").arg(fixture.path("started")));
+            assert_eq!(outcome.code(), 125, "{sink}: {outcome:?}");
+            let place = format!("policy.json:1:{}", text.find(&json!(sink).to_string()).unwrap() + 1);
+            for part in [message, hint, &place, "^^^"] {
+                assert!(outcome.stderr.contains(part), "{sink}: no {part:?} in {}", outcome.stderr);
+            }
+            assert!(!fixture.path("started").exists());
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_of_our_own_is_no_sink() {
+    for number in 3..20 {
+        let fixture = auditing(json!({ "sinks": [format!("fd:{number}")] }));
+        let mut command = Command::new("python3");
+        let close = "import os, sys; os.closerange(3, 256); os.execv(sys.argv[1], sys.argv[1:])";
+        command.args(["-c", close, CALLGATE, "-p"]).arg(fixture.policy()).arg("true");
+        let outcome = run(&mut command);
+        assert_eq!(outcome.code(), 125, "{number}: {outcome:?}");
+        assert!(outcome.stderr.contains("is not an open descriptor"), "{outcome:?}");
+    }
+}
+
 #[test]
 fn a_shared_standard_error_that_was_made_non_blocking_loses_no_record() {
     let fixture = auditing(json!({ "sinks": ["stderr"] }));
@@ -202,7 +366,7 @@ fn a_shared_standard_error_that_was_made_non_blocking_loses_no_record() {
     let mut child = command.stdout(std::process::Stdio::null()).stderr(writer).spawn().unwrap();
     drop(command);
     let text = std::io::read_to_string(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
-    crate::harness::wait(&mut child);
+    wait(&mut child);
     assert_eq!(text.lines().filter(|line| line.contains(r#""outcome":"denied""#)).count(), 100);
 }
 

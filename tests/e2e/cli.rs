@@ -114,3 +114,57 @@ fn a_mistake_is_shown_with_a_caret_and_nothing_is_started() {
         assert!(!fixture.path("started").exists());
     }
 }
+
+#[test]
+fn a_mistake_on_the_command_line_is_said_once_and_first() {
+    let help = "try callgate --help";
+    for (arguments, says) in [
+        (&["-x"][..], "invalid option '-x'"),
+        (&["reload", "--pid", "abc"], "--pid takes the number of a process, not \"abc\""),
+        (&["--policy"], "missing argument for option '--policy'"),
+        (&["--policy", "", "true"], "--policy is empty; it takes a path"),
+        (&["--cache=", "true"], "--cache is empty; it takes a path"),
+        (&["check", "x"], "check takes no argument \"x\"; name the policy with --policy"),
+        (&[], "there is no command to run"),
+    ] {
+        let outcome = run(Command::new(CALLGATE).args(arguments));
+        assert_eq!((outcome.code(), outcome.stderr), (125, format!("callgate: {says}\n{help}\n")));
+    }
+}
+
+#[test]
+fn a_word_that_is_neither_a_subcommand_nor_a_command_leads_to_the_help() {
+    assert!(!std::path::Path::new("/etc/callgate/policy.json").exists(), "this needs a machine without a policy");
+    let hint = "there is no command \"help\" either; try callgate --help";
+    let says = |arguments: &[&str]| run(Command::new(CALLGATE).args(arguments)).stderr;
+    assert!(says(&["help"]).contains(hint));
+    for other in [&["true"][..], &["--policy", "/no/such/policy", "help"], &["/help"]] {
+        assert!(!says(other).contains("--help"), "{other:?}");
+    }
+}
+
+#[test]
+fn a_variable_of_ours_that_means_nothing_is_a_mistake() {
+    let fixture = Fixture::allowing(&["/bin/true"]);
+    for (name, value, good) in [
+        ("CALLGATE_MODE", "foo", false),
+        ("CALLGATE_LOG", "foo", false),
+        ("CALLGATE_LOG", "warn,foo", false),
+        ("CALLGATE_LOG", "", true),
+        ("CALLGATE_LOG", "DEBUG", true),
+        ("CALLGATE_LOG", "off", true),
+        ("CALLGATE_LOG", "warn,callgate=info", true),
+    ] {
+        let outcome = run(fixture.callgate().env(name, value).arg("true"));
+        assert_eq!(outcome.code(), if good { 0 } else { 125 }, "{name}={value}: {outcome:?}");
+        assert_eq!(outcome.stderr.contains(&format!("{name} is {value:?}; it takes")), !good, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_policy_from_a_pipe_is_refused_with_the_reason() {
+    let line = format!("{CALLGATE} --policy <(echo '{{}}') true");
+    let outcome = run(Command::new("bash").args(["-c", &line]));
+    assert_eq!(outcome.code(), 125);
+    assert!(outcome.stderr.contains("but a pipe") && outcome.stderr.contains("write it to a file"), "{outcome:?}");
+}

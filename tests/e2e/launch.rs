@@ -581,3 +581,75 @@ fn switches(pid: u32, tid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     line.unwrap().trim().parse().unwrap()
 }
+
+#[test]
+fn why_a_command_cannot_be_run_is_said_as_bash_says_it() {
+    let fixture = free();
+    let script = |name: &str, first: &str| {
+        fs::write(fixture.path(name), format!("{first}\necho hello\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(fixture.path(name), mode).unwrap();
+        fixture.path(name).display().to_string()
+    };
+    let absent = script("absent", "#! /no/such/interpreter -x");
+    let odd = script("odd", "#!/etc/passwd/x");
+    let main = "int main(void) { return 0; }";
+    let foreign = fixture.compile("foreign", main, &["-Wl,--dynamic-linker=/no/such/loader"]).display().to_string();
+    for (command, says, code) in [
+        ("/usr/bin/whoami/x", "Not a directory", 126),
+        (absent.as_str(), "/no/such/interpreter: bad interpreter: No such file or directory", 127),
+        (&odd, "/etc/passwd/x: bad interpreter: Not a directory", 126),
+        (&foreign, "cannot execute: required file not found", 127),
+        ("/no/such/command", "No such file or directory", 127),
+        ("no-such-command", "command not found", 127),
+        ("", "command not found", 127),
+        ("/etc/passwd", "Permission denied", 126),
+    ] {
+        let outcome = fixture.run(&[command]);
+        assert_eq!(outcome.stderr, format!("callgate: {command}: {says}\n"));
+        assert_eq!(outcome.code(), code, "{command}");
+    }
+    let mut found = fixture.callgate();
+    found.arg("absent").env("PATH", format!("/usr/bin/whoami:{}", fixture.path("").display()));
+    let outcome = run(&mut found);
+    let says = "callgate: absent: /no/such/interpreter: bad interpreter: No such file or directory\n";
+    assert_eq!((outcome.stderr.as_str(), outcome.code()), (says, 127));
+}
+
+#[test]
+fn what_we_say_on_standard_error_is_said_in_one_piece() {
+    let denied = Fixture::new(serde_json::json!({ "allow_executables": [], "audit": { "sinks": ["stderr"] } }));
+    let mistaken = Fixture::allowing(&["bin/ls"]);
+    for (fixture, policy, pieces) in
+        [(&denied, denied.policy(), 2), (&mistaken, mistaken.policy(), 1), (&mistaken, mistaken.path("absent"), 1)]
+    {
+        // A socket that keeps what was written apart.
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut command = Command::new(CALLGATE);
+        command.env("CALLGATE_LOG", "error").arg("--policy").arg(&policy).arg("/usr/bin/whoami");
+        let theirs = std::os::fd::OwnedFd::from(theirs);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs).spawn().unwrap();
+        drop(command);
+        wait(&mut child);
+        ours.set_nonblocking(true).unwrap();
+        let mut said = Vec::new();
+        let mut buffer = [0; 65536];
+        while let Ok(length) = ours.recv(&mut buffer) {
+            said.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+        assert_eq!(said.len(), pieces, "{}: {said:?}", fixture.policy().display());
+        assert!(said.iter().all(|piece| piece.ends_with('\n')), "{said:?}");
+    }
+}
+
+#[test]
+fn callgate_under_callgate_says_that_there_is_another_above() {
+    let fixture = free();
+    let mut command = fixture.callgate();
+    command.arg(CALLGATE).arg("--policy").arg(fixture.policy()).arg("true");
+    for mut command in [contained(&command), command] {
+        let outcome = run(&mut command);
+        assert_eq!(outcome.code(), 125, "{outcome:?}");
+        assert!(outcome.stderr.contains("another supervisor is above already"), "{outcome:?}");
+    }
+}

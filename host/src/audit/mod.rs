@@ -11,15 +11,14 @@ pub mod line;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -108,15 +107,14 @@ pub struct Audit {
 
 struct Queue {
     name: String,
+    /// Whether nothing is said about what it has lost: it is our own standard error.
+    silent: bool,
     lines: Mutex<Option<SyncSender<Item>>>,
     progress: Arc<Progress>,
 }
 
-enum Item {
-    /// With its number.
-    Entry(Arc<Entry>, u64),
-    Flush(SyncSender<()>),
-}
+/// A record and its number.
+type Item = (Arc<Entry>, u64);
 
 #[expect(clippy::large_enum_variant, reason = "behind an Arc, and nearly all are of the largest")]
 enum Entry {
@@ -159,11 +157,25 @@ impl Entry {
 
 #[derive(Default)]
 struct Progress {
+    /// Records for which there was no room.
     dropped: AtomicU64,
+    /// Records that could not be written.
     failed: AtomicU64,
-    /// Bytes of the records that wait.
-    waiting: Mutex<usize>,
+    /// Why the last one that could not be written could not, even if it was in the end.
+    error: Mutex<Option<String>>,
+    /// How many of the lost records have been said to be lost.
+    said: AtomicU64,
+    waiting: Mutex<Waiting>,
     less: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Bytes of the records that wait.
+    bytes: usize,
+    /// How many records were taken, and how many of them are through: written, or given up.
+    taken: u64,
+    through: u64,
 }
 
 /// How many bytes all records that wait for a sink may take together. A record has arguments of up to 64 KiB; as many of
@@ -171,46 +183,89 @@ struct Progress {
 const WAITING_MAX: usize = 32 << 20;
 
 impl Progress {
-    fn waiting(&self) -> MutexGuard<'_, usize> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for a record of this length. Whether there is any; `when_full` says whether it is waited for.
-    fn makes_room(&self, length: usize, when_full: WhenFull) -> bool {
+    /// Takes a record of this length, if there is room; `when_full` says whether that is waited for.
+    fn takes(&self, length: usize, when_full: WhenFull) -> bool {
         let mut waiting = self.waiting();
-        while *waiting > 0 && *waiting + length > WAITING_MAX {
+        while waiting.bytes > 0 && waiting.bytes + length > WAITING_MAX {
             if when_full == WhenFull::Drop {
                 return false;
             }
             waiting = self.less.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        *waiting += length;
+        waiting.bytes += length;
+        waiting.taken += 1;
         true
     }
 
-    fn gives_room_back(&self, length: usize) {
-        *self.waiting() -= length;
+    /// A record that was taken found no room after all.
+    fn gives_back(&self, length: usize) {
+        let mut waiting = self.waiting();
+        waiting.bytes -= length;
+        waiting.taken -= 1;
         self.less.notify_all();
+    }
+
+    fn is_through(&self, length: usize) {
+        let mut waiting = self.waiting();
+        waiting.bytes -= length;
+        waiting.through += 1;
+        self.less.notify_all();
+    }
+
+    fn fails(&self, why: &str) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Waits until what has been taken so far is through. Whether it is.
+    fn catches_up(&self, deadline: Instant) -> bool {
+        let mut waiting = self.waiting();
+        let target = waiting.taken;
+        while waiting.through < target.min(waiting.taken) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            waiting = self.less.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// How many records have not reached the sink, with those that still wait.
+    fn lost(&self) -> u64 {
+        let waiting = self.waiting();
+        self.dropped.load(Relaxed) + self.failed.load(Relaxed) + (waiting.taken - waiting.through)
+    }
+
+    fn why_lost(&self) -> String {
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        error.unwrap_or_else(|| "nobody took them in time".to_owned())
     }
 }
 
 impl Audit {
-    /// Opens the sinks and starts a thread for each.
+    /// Starts a thread for each sink.
     ///
     /// # Errors
-    /// A file or descriptor cannot be opened. A socket is connected to when there is a record, and again if that fails.
-    pub fn start(settings: &AuditSettings) -> Result<Self> {
-        let mut sinks = Vec::new();
-        for sink in &settings.sinks {
-            let name = sink.to.to_string();
-            let place = Place::open(&sink.to).with_context(|| format!("cannot open the audit sink {name}"))?;
+    /// One cannot be started.
+    pub fn start(settings: &AuditSettings, sinks: Sinks) -> io::Result<Self> {
+        let mut queues = Vec::new();
+        for (sink, place) in settings.sinks.iter().zip(sinks.0) {
+            let name = line::plain(&sink.to.to_string());
             let terminal = place.is_terminal();
+            // Standard error could not be told there that it does not work.
+            let silent = matches!(place, Place::Stderr(_));
             let writer = Writer {
+                name: name.clone(),
                 place,
                 persistent: settings.when_full == WhenFull::Block,
                 naps: settings.when_full == WhenFull::Drop && settings.queue >= Writer::LONG,
                 text: sink.format == Format::Text || sink.format == Format::Auto && terminal,
                 colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+                silent,
             };
             let (sender, lines) = sync_channel(settings.queue);
             let progress = Arc::new(Progress::default());
@@ -218,11 +273,11 @@ impl Audit {
             std::thread::Builder::new()
                 .name("callgate-audit".into())
                 .stack_size(256 << 10)
-                .spawn(move || writer.write_all(&lines, &theirs))
-                .context("cannot start a thread")?;
-            sinks.push(Queue { name, lines: Mutex::new(Some(sender)), progress });
+                .spawn(move || writer.write_all(&lines, &theirs))?;
+            queues.push(Queue { name, silent, lines: Mutex::new(Some(sender)), progress });
         }
-        Ok(Self { count: AtomicU64::new(0), decisions: settings.decisions, when_full: settings.when_full, sinks })
+        let (decisions, when_full) = (settings.decisions, settings.when_full);
+        Ok(Self { count: AtomicU64::new(0), decisions, when_full, sinks: queues })
     }
 
     /// Whether allowed calls are recorded too.
@@ -232,29 +287,29 @@ impl Audit {
 
     /// Writes a record of a decision.
     pub fn record(&self, record: Record) {
-        self.put(Entry::Decision(record));
+        self.put(Entry::Decision(record), self.when_full);
     }
 
     /// Writes a record of a call that we refuse.
     pub fn refusal(&self, refusal: Refusal) {
-        self.put(Entry::Refusal(refusal));
+        self.put(Entry::Refusal(refusal), self.when_full);
     }
 
     /// Writes a record of another policy that is in force now.
     pub fn reloaded(&self, reloaded: Reloaded) {
-        self.put(Entry::Reloaded(reloaded));
+        self.put(Entry::Reloaded(reloaded), self.when_full);
     }
 
-    fn put(&self, entry: Entry) {
+    fn put(&self, entry: Entry, when_full: WhenFull) {
         let number = self.count.fetch_add(1, Relaxed) + 1;
         let size = entry.size();
         let entry = Arc::new(entry);
         for queue in &self.sinks {
             let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(sender) = sender else { continue };
-            let item = Item::Entry(Arc::clone(&entry), number);
-            let room = queue.progress.makes_room(size, self.when_full);
-            let lost = match self.when_full {
+            let item = (Arc::clone(&entry), number);
+            let room = queue.progress.takes(size, when_full);
+            let lost = match when_full {
                 _ if !room => true,
                 WhenFull::Drop => sender.try_send(item).is_err(),
                 WhenFull::Block => sender.send(item).is_err(),
@@ -263,64 +318,107 @@ impl Audit {
                 queue.progress.dropped.fetch_add(1, Relaxed);
             }
             if lost && room {
-                queue.progress.gives_room_back(size);
+                queue.progress.gives_back(size);
             }
         }
     }
 
-    /// Waits until what has been recorded so far is written, for `most` at the most.
+    /// Waits until what has been recorded so far is written, for `most` at the most, and says what was not.
     pub fn flush(&self, most: Duration) {
-        let deadline = Instant::now() + most;
-        for queue in &self.sinks {
-            let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let (done, wait) = sync_channel(1);
-            if let Some(sender) = sender
-                && send_until(&sender, Item::Flush(done), deadline)
-            {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-                    tracing::debug!(sink = queue.name, "not written in time");
-                }
-            }
-        }
+        self.catch_up(most);
+        self.say(&self.lost());
     }
 
-    /// Says what was lost, and waits for the sinks, for `most` at the most.
+    /// Waits for the sinks, for `most` at the most, and says what was lost: with it, what they have not taken by then.
     pub fn finish(&self, mode: Mode, most: Duration) {
-        let lost: Vec<(String, u64)> = self
-            .sinks
-            .iter()
-            .map(|queue| {
-                let progress = &queue.progress;
-                (queue.name.clone(), progress.dropped.load(Relaxed) + progress.failed.load(Relaxed))
-            })
-            .filter(|(_, count)| *count > 0)
-            .collect();
+        /// For one more record, where a sink keeps up.
+        const A_MOMENT: Duration = Duration::from_millis(500);
+        let late = self.catch_up(most);
+        let lost = self.lost();
+        self.say(&lost);
         if !lost.is_empty() {
-            self.put(Entry::Lost(mode, lost));
+            let lost = lost.iter().map(|(queue, count)| (queue.name.clone(), *count)).collect();
+            // No sink is waited for any more, whatever the policy says: there is no workload that could run ahead of it.
+            self.put(Entry::Lost(mode, lost), WhenFull::Drop);
+            let deadline = Instant::now() + A_MOMENT;
+            for (queue, _) in self.sinks.iter().zip(late).filter(|(_, late)| !late) {
+                queue.progress.catches_up(deadline);
+            }
         }
-        self.flush(most);
         for queue in &self.sinks {
             queue.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
+
+    /// Waits for the sinks. Which of them have not written all in time.
+    fn catch_up(&self, most: Duration) -> Vec<bool> {
+        let deadline = Instant::now() + most;
+        self.sinks.iter().map(|queue| !queue.progress.catches_up(deadline)).collect()
+    }
+
+    /// The sinks that have lost records, and how many.
+    fn lost(&self) -> Vec<(&Queue, u64)> {
+        self.sinks.iter().map(|queue| (queue, queue.progress.lost())).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Says on our own standard error what was lost: where a sink is the only one, it cannot be said there.
+    fn say(&self, lost: &[(&Queue, u64)]) {
+        for (queue, count) in lost.iter().filter(|(queue, _)| !queue.silent) {
+            let before = queue.progress.said.fetch_max(*count, Relaxed);
+            let (name, why) = (&queue.name, queue.progress.why_lost());
+            match count.saturating_sub(before) {
+                0 => {}
+                1 if before == 0 => tracing::warn!("1 record did not reach {name} ({why})"),
+                count if before == 0 => tracing::warn!("{count} records did not reach {name} ({why})"),
+                count => tracing::warn!("{count} more did not reach {name} ({why})"),
+            }
+        }
+    }
 }
 
-/// Whether there was room in the queue in time.
-fn send_until(sender: &SyncSender<Item>, mut item: Item, deadline: Instant) -> bool {
-    const SOON: Duration = Duration::from_micros(200);
-    loop {
-        match sender.try_send(item) {
-            Ok(()) => return true,
-            Err(TrySendError::Full(back)) if Instant::now() < deadline => item = back,
-            Err(_) => return false,
+/// Where records go, opened.
+pub struct Sinks(Vec<Place>);
+
+/// A sink cannot be used.
+#[derive(Debug)]
+pub struct SinkError {
+    /// Which of the policy's.
+    pub index: usize,
+    /// What is wrong with it.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Sinks {
+    /// Opens the sinks, and keeps the descriptors of `fd:` sinks from the workload. A socket is connected to when there is a
+    /// record, and again if that fails.
+    ///
+    /// # Errors
+    /// A file cannot be opened, or there is no such descriptor.
+    pub fn open(settings: &AuditSettings) -> Result<Self, SinkError> {
+        let open =
+            settings.sinks.iter().enumerate().map(|(index, sink)| {
+                Place::open(&sink.to).map_err(|(message, hint)| SinkError { index, message, hint })
+            });
+        let sinks = Self(open.collect::<Result<_, _>>()?);
+        // Only now, since two may be the same.
+        for (index, sink) in settings.sinks.iter().enumerate() {
+            if let SinkTarget::Fd(number) = sink.to {
+                fcntl(crate::sys::process::borrow(number), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| {
+                    let message =
+                        format!("the audit sink fd:{number} cannot be kept from the command: {}", error.desc());
+                    SinkError { index, message, hint: None }
+                })?;
+            }
         }
-        std::thread::sleep(SOON);
+        Ok(sinks)
     }
 }
 
 /// Writes one sink's lines, on a thread of its own.
 struct Writer {
+    name: String,
     place: Place,
     /// Whether a line that cannot be written is tried again until it can: the policy wants no record lost.
     persistent: bool,
@@ -328,6 +426,8 @@ struct Writer {
     naps: bool,
     text: bool,
     colour: bool,
+    /// Whether it says nothing about a record that cannot be written, or has said it.
+    silent: bool,
 }
 
 impl Writer {
@@ -343,9 +443,9 @@ impl Writer {
 
     fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
         for first in lines {
-            self.take(first, progress);
+            self.take(&first, progress);
             while let Ok(next) = lines.try_recv() {
-                self.take(next, progress);
+                self.take(&next, progress);
             }
             if self.naps {
                 std::thread::sleep(Self::NAP);
@@ -353,33 +453,56 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, item: Item, progress: &Progress) {
-        match item {
-            Item::Entry(entry, number) => {
-                let line = entry.line(number, self.text, self.colour);
-                let mut pause = Self::FIRST;
-                while let Err(error) = self.place.write(line.as_bytes()) {
-                    if !self.persistent {
-                        progress.failed.fetch_add(1, Relaxed);
-                        break;
-                    }
-                    tracing::warn!(%error, "a record cannot be written; it will be tried again");
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Self::LONGEST);
+    fn take(&mut self, (entry, number): &Item, progress: &Progress) {
+        let line = entry.line(*number, self.text, self.colour);
+        if let Err(error) = self.place.write(line.as_bytes()) {
+            let why = description(&error);
+            progress.fails(&why);
+            if self.persistent {
+                self.persist(line.as_bytes(), &why);
+            } else {
+                progress.failed.fetch_add(1, Relaxed);
+                if !self.silent {
+                    tracing::warn!("a record cannot be written to {} ({why}); what is lost is counted", self.name);
+                    self.silent = true;
                 }
-                progress.gives_room_back(entry.size());
             }
-            Item::Flush(done) => {
-                let _ = done.send(());
+        }
+        progress.is_through(entry.size());
+    }
+
+    fn persist(&mut self, line: &[u8], why: &str) {
+        if !self.silent {
+            tracing::warn!("a record cannot be written to {} ({why}); it will be tried again", self.name);
+        }
+        let mut pause = Self::FIRST;
+        loop {
+            std::thread::sleep(pause);
+            if self.place.write(line).is_ok() {
+                return;
             }
+            pause = (pause * 2).min(Self::LONGEST);
         }
     }
 }
 
+/// An error as errno(3) has it, without its number.
+fn description(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned())
+}
+
 enum Place {
-    Stderr,
-    File(File),
+    Stderr(Tail),
+    File(File, Tail),
     Unix(PathBuf, Option<Connection>),
+}
+
+/// How the place's last line ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    Whole,
+    /// A disk was full, say, and what comes next has to begin a line of its own.
+    Torn,
 }
 
 enum Connection {
@@ -388,38 +511,61 @@ enum Connection {
 }
 
 impl Place {
-    fn open(target: &SinkTarget) -> io::Result<Self> {
-        Ok(match target {
-            SinkTarget::Stderr => Self::Stderr,
-            SinkTarget::File(path) => Self::File(
-                OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .mode(0o600)
-                    .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-                    .open(path)?,
-            ),
-            SinkTarget::Fd(fd) => Self::File(File::from(crate::sys::process::duplicate(*fd)?)),
+    /// Opens it, or says what is wrong, and what to do about it.
+    fn open(target: &SinkTarget) -> Result<Self, (String, Option<String>)> {
+        match target {
+            SinkTarget::Stderr => Ok(Self::Stderr(Tail::Whole)),
+            SinkTarget::File(path) => {
+                let mut options = OpenOptions::new();
+                // Whoever may change a link could choose what is written to, by us.
+                options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+                let file = options.open(path).map_err(|error| {
+                    let linked = error.raw_os_error() == Some(libc::ELOOP) && path.is_symlink();
+                    let why = if linked { "symbolic links are not followed".to_owned() } else { description(&error) };
+                    (format!("cannot open the audit sink {target}: {why}"), hint(path, &error, linked))
+                })?;
+                let tail = tail_of(&file, path);
+                Ok(Self::File(file, tail))
+            }
+            SinkTarget::Fd(number) => {
+                let fd = crate::sys::process::borrow(*number);
+                // What was inherited is not close-on-exec, and what we have opened ourselves is.
+                let flags = fcntl(fd, FcntlArg::F_GETFD).map(FdFlag::from_bits_retain);
+                if !flags.is_ok_and(|flags| !flags.contains(FdFlag::FD_CLOEXEC)) {
+                    let message = format!("the audit sink {target} is not an open descriptor");
+                    let hint = format!("open it where callgate is started: `callgate … {number}>>FILE`");
+                    return Err((message, Some(hint)));
+                }
+                let mode = fcntl(fd, FcntlArg::F_GETFL).unwrap_or_default();
+                if mode & libc::O_ACCMODE == libc::O_RDONLY {
+                    return Err((format!("the audit sink {target} is open for reading only"), None));
+                }
+                match crate::sys::process::duplicate(*number) {
+                    Ok(fd) => Ok(Self::File(File::from(fd), Tail::Whole)),
+                    Err(error) => Err((format!("cannot use the audit sink {target}: {}", description(&error)), None)),
+                }
+            }
             // Connecting waits for a listener that is busy, and is left to the writer's thread.
-            SinkTarget::Unix(path) => Self::Unix(path.clone(), None),
-        })
+            SinkTarget::Unix(path) => Ok(Self::Unix(path.clone(), None)),
+        }
     }
 
     fn is_terminal(&self) -> bool {
         match self {
-            Self::Stderr => io::stderr().is_terminal(),
-            Self::File(file) => file.is_terminal(),
+            Self::Stderr(_) => io::stderr().is_terminal(),
+            Self::File(file, _) => file.is_terminal(),
             Self::Unix(..) => false,
         }
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
-            Self::Stderr => write_patiently(&io::stderr(), line),
-            Self::File(file) => write_patiently(file, line),
+            Self::Stderr(tail) => write_patiently(&io::stderr(), tail, line),
+            Self::File(file, tail) => write_patiently(file, tail, line),
             Self::Unix(path, connection) => {
                 // A collector that was started again gets a second try.
-                for _ in 0..2 {
+                let mut tried_again = false;
+                loop {
                     let connected = match connection.take() {
                         Some(connected) => connected,
                         None => connect(path)?,
@@ -428,26 +574,78 @@ impl Place {
                         Connection::Stream(stream) => (&*stream).write_all(line),
                         Connection::Datagram(socket) => socket.send(line.trim_ascii_end()).map(drop),
                     };
-                    if sent.is_ok() {
-                        *connection = Some(connected);
-                        return Ok(());
+                    match sent {
+                        Ok(()) => {
+                            *connection = Some(connected);
+                            return Ok(());
+                        }
+                        Err(error) if tried_again => return Err(error),
+                        Err(_) => tried_again = true,
                     }
                 }
-                Err(io::ErrorKind::NotConnected.into())
             }
         }
     }
 }
 
+/// What to write instead of a file that cannot be opened.
+fn hint(path: &Path, error: &io::Error, linked: bool) -> Option<String> {
+    let name = path.to_string_lossy();
+    let descriptor = ["/dev/fd/", "/proc/self/fd/"].iter().find_map(|directory| name.strip_prefix(directory));
+    let descriptor = descriptor.or(match &*name {
+        "/dev/stdin" => Some("0"),
+        "/dev/stdout" => Some("1"),
+        "/dev/stderr" => Some("2"),
+        _ => None,
+    });
+    match (descriptor, error.raw_os_error()) {
+        (Some("1"), _) => Some(
+            "records are never mixed into the command's standard output; write \"stderr\", or open another descriptor \
+             for them, 3, and write \"fd:3\""
+                .to_owned(),
+        ),
+        (Some("2"), _) => Some("write \"stderr\"".to_owned()),
+        (Some(number), _) if number != "0" => Some(format!("write \"fd:{number}\"")),
+        _ if linked => Some(
+            "name the file that it leads to: whoever may change the link could have records written into any file"
+                .to_owned(),
+        ),
+        (_, Some(libc::ENOENT)) => Some(format!("make the directory {} first", path.parent()?.display())),
+        (_, Some(libc::ENXIO)) => Some(format!("for a socket write \"unix:{name}\"")),
+        _ => None,
+    }
+}
+
+/// Where records are appended to what somebody has left behind, who was killed or found the disk full.
+fn tail_of(file: &File, path: &Path) -> Tail {
+    let last = file.metadata().ok().filter(|metadata| metadata.is_file() && metadata.len() > 0).and_then(|metadata| {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let readable = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+        let mut last = [0];
+        readable.read_exact_at(&mut last, metadata.len() - 1).ok()?;
+        Some(last)
+    });
+    if last.is_some_and(|last| last != *b"\n") { Tail::Torn } else { Tail::Whole }
+}
+
 /// Writes all of it, also where somebody who shares the open file has made it non-blocking.
-fn write_patiently<F>(to: &F, mut bytes: &[u8]) -> io::Result<()>
+fn write_patiently<F>(to: &F, tail: &mut Tail, line: &[u8]) -> io::Result<()>
 where
     F: AsFd,
 {
+    let apart;
+    let mut bytes = line;
+    if *tail == Tail::Torn {
+        apart = [b"\n", line].concat();
+        bytes = &apart;
+    }
     while !bytes.is_empty() {
         match nix::unistd::write(to, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
+            Ok(count) => {
+                *tail = if bytes[count - 1] == b'\n' { Tail::Whole } else { Tail::Torn };
+                bytes = &bytes[count..];
+            }
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
                 poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
@@ -459,23 +657,14 @@ where
 }
 
 fn connect(path: &PathBuf) -> io::Result<Connection> {
-    UnixStream::connect(path).map(Connection::Stream).or_else(|_| {
-        let socket = UnixDatagram::unbound()?;
-        socket.connect(path)?;
-        Ok(Connection::Datagram(socket))
-    })
-}
-
-/// Keeps the descriptors of `fd:` sinks from the workload. To be called before it is started.
-///
-/// # Errors
-/// There is no such descriptor.
-pub fn withhold_descriptors(settings: &AuditSettings) -> Result<()> {
-    for sink in &settings.sinks {
-        if let SinkTarget::Fd(number) = sink.to {
-            fcntl(crate::sys::process::borrow(number), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-                .with_context(|| format!("the audit sink fd:{number} is not an open descriptor"))?;
+    match UnixStream::connect(path) {
+        Ok(stream) => Ok(Connection::Stream(stream)),
+        // It is there, and of another type (unix_find_bsd, net/unix/af_unix.c).
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect(path)?;
+            Ok(Connection::Datagram(socket))
         }
+        Err(error) => Err(error),
     }
-    Ok(())
 }

@@ -1,10 +1,10 @@
 //! The entrypoint wrapper: arguments in, exit status out. Everything else is in the library.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use lexopt::{Arg, Parser, ValueExt};
 
 use callgate::control;
@@ -58,14 +58,15 @@ fn main() -> ExitCode {
 
 fn work(Environment { own, rest }: Environment) -> Result<u8> {
     let variable = |name: &str| own.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    log::start(variable("CALLGATE_LOG").unwrap_or("warn"))?;
+    log::start(variable("CALLGATE_LOG").filter(|filter| !filter.is_empty()).unwrap_or("warn"))?;
     let environment_mode = match variable("CALLGATE_MODE") {
         None | Some("") => None,
         Some("dry-run") => Some((Mode::DryRun, "CALLGATE_MODE")),
         Some("enforce") => Some((Mode::Enforce, "CALLGATE_MODE")),
         Some(other) => bail!("CALLGATE_MODE is {other:?}; it takes enforce or dry-run"),
     };
-    let arguments = match parse()? {
+    // Said flat: the errors of `lexopt` have their causes in them.
+    let arguments = match parse().map_err(|error| anyhow!("{error}\ntry callgate --help"))? {
         Arguments::Say(text) => {
             print!("{text}");
             return Ok(0);
@@ -73,6 +74,7 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
         Arguments::Do(arguments) => arguments,
     };
     let named = arguments.policy.clone();
+    let is_default = named.is_none() && variable("CALLGATE_POLICY").is_none_or(str::is_empty);
     let policy = arguments
         .policy
         .or_else(|| variable("CALLGATE_POLICY").filter(|path| !path.is_empty()).map(PathBuf::from))
@@ -95,7 +97,17 @@ fn work(Environment { own, rest }: Environment) -> Result<u8> {
             Ok(0)
         }
         Job::Run(command) => {
-            wrap::run(&Wrap { policy, cache, mode: arguments.mode.or(environment_mode), command, environment: rest })
+            let is_unknown = is_default && !policy.exists() && is_nowhere(&command[0]);
+            let unknown = is_unknown.then(|| command[0].clone());
+            let mode = arguments.mode.or(environment_mode);
+            let status = wrap::run(&Wrap { policy, cache, mode, command, environment: rest });
+            if let (Some(word), Err(error)) = (unknown, &status) {
+                // `callgate help`, say.
+                wrap::report(error);
+                log::say(&format!("there is no command {word:?} either; try callgate --help"));
+                return Ok(125);
+            }
+            status
         }
     }
 }
@@ -119,6 +131,19 @@ enum Job {
     Compile,
 }
 
+/// Whether there is no such command.
+fn is_nowhere(command: &OsStr) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |directory: PathBuf| directory.join(command).exists();
+    !command.as_encoded_bytes().contains(&b'/') && !std::env::split_paths(&path).any(is_there)
+}
+
+/// A path that an option names.
+fn path(option: &str, value: OsString) -> Result<PathBuf> {
+    ensure!(!value.is_empty(), "{option} is empty; it takes a path");
+    Ok(value.into())
+}
+
 /// Options stand before the command; what follows it is the command's own.
 fn parse() -> Result<Arguments> {
     let mut parser = Parser::from_env();
@@ -130,11 +155,15 @@ fn parse() -> Result<Arguments> {
             Arg::Short('V') | Arg::Long("version") => {
                 return Ok(Arguments::Say(format!("callgate {}\n", env!("CARGO_PKG_VERSION"))));
             }
-            Arg::Short('p') | Arg::Long("policy") => policy = Some(PathBuf::from(parser.value()?)),
+            Arg::Short('p') | Arg::Long("policy") => policy = Some(path("--policy", parser.value()?)?),
             Arg::Long("dry-run") => mode = Some((Mode::DryRun, "--dry-run")),
             Arg::Long("enforce") => mode = Some((Mode::Enforce, "--enforce")),
-            Arg::Long("cache") => cache = Some(PathBuf::from(parser.value()?)),
-            Arg::Long("pid") if word.as_deref() == Some("reload") => pid = Some(parser.value()?.parse()?),
+            Arg::Long("cache") => cache = Some(path("--cache", parser.value()?)?),
+            Arg::Long("pid") if word.as_deref() == Some("reload") => {
+                let value = parser.value()?;
+                let number = value.to_str().and_then(|value| value.parse().ok());
+                pid = Some(number.with_context(|| format!("--pid takes the number of a process, not {value:?}"))?);
+            }
             Arg::Value(value)
                 if word.is_none() && ["run", "check", "reload", "compile"].iter().any(|word| value == *word) =>
             {
@@ -148,15 +177,13 @@ fn parse() -> Result<Arguments> {
                 let command = std::iter::once(first).chain(rest).collect();
                 return Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Run(command) }));
             }
-            other => {
-                return Err(other.unexpected()).context("see callgate --help");
-            }
+            other => return Err(other.unexpected().into()),
         }
     }
     match word.as_deref() {
         Some("check") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Check })),
         Some("reload") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Reload(pid) })),
         Some("compile") => Ok(Arguments::Do(Invocation { policy, cache, mode, job: Job::Compile })),
-        _ => bail!("there is no command to run; see callgate --help"),
+        _ => bail!("there is no command to run"),
     }
 }

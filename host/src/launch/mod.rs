@@ -39,6 +39,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid, getsid, pipe2, setsid};
 
 use crate::intercept::calls::Protected;
+use crate::log;
 use crate::sys::notify::Listener;
 use crate::sys::process::{self, Command, Forked, Sent, Session, Setup, Timers};
 use crate::sys::seccomp::{self, Filter};
@@ -64,7 +65,7 @@ pub trait Supervision {
     /// Somebody sent us SIGHUP. Whether that was all: else it is for the command. `sender`: the process, if it could be one
     /// of the workload.
     fn hang_up(&mut self, sender: Option<u32>) -> bool;
-    /// The command has ended; some of its descendants may go on.
+    /// The command has ended, and some of its descendants go on.
     fn command_ended(&mut self);
     /// Nothing of the workload is left.
     fn end(&mut self);
@@ -109,7 +110,7 @@ pub fn run(
             match result {
                 Ok(_) => std::process::exit(0),
                 Err(error) => {
-                    eprintln!("callgate: {error:#}");
+                    log::say(&format!("{error:#}"));
                     std::process::exit(125)
                 }
             }
@@ -361,6 +362,11 @@ fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> 
     let mut number = [0; 4];
     report.read_exact(&mut number)?;
     match i32::from_ne_bytes(number) {
+        // seccomp(2): there is one listener at the most for a process, whoever of its ancestors has it.
+        failed if -failed == libc::EBUSY => anyhow::bail!(
+            "another supervisor is above already, callgate or another user of seccomp notifications: there can be only one, \
+             so the command cannot be put under a second"
+        ),
         failed if failed < 0 => {
             let error = io::Error::from_raw_os_error(-failed);
             Err(error).context("cannot put the command under the seccomp filter")
@@ -380,7 +386,6 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
         let (ended, none_left) = reap(command);
         if let Some(code) = ended {
             status = ended;
-            supervision.command_ended();
             match outside {
                 // The kernel ends the rest with us: but only when we are gone, and a thread of ours that waits for a file system
                 // of the workload's does not even die before who serves that (`request_wait_answer`, fs/fuse/dev.c).
@@ -390,6 +395,7 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
                     return Ok(code);
                 }
                 Some(outside) if !none_left => {
+                    supervision.command_ended();
                     let_go_of_stderr();
                     outside.tell(News::Ended(code));
                 }
@@ -583,7 +589,7 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                         Ok(WaitStatus::Exited(_, status)) => format!("has ended with status {status}"),
                         _ => "is gone".to_owned(),
                     };
-                    eprintln!("callgate: the supervisor {how}; the command and what it started were ended");
+                    log::say(&format!("the supervisor {how}; the command and what it started were ended"));
                     return Ok(125);
                 }
             }

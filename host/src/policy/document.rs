@@ -163,7 +163,8 @@ impl Default for AuditDocument {
     }
 }
 
-/// A place that records go to: `"stderr"`, `"file:PATH"`, `"fd:N"` or `"unix:PATH"`, or an object with a format.
+/// A place that records go to: `"stderr"`, `"file:PATH"` (no symbolic link), `"fd:N"` from 3 or `"unix:PATH"`, or an object with
+/// a format.
 #[derive(Debug)]
 pub struct SinkDocument {
     /// The place.
@@ -173,14 +174,15 @@ pub struct SinkDocument {
 }
 
 #[cfg(feature = "schema")]
-const PLACE: &str = "^(stderr|file:/.*|fd:[0-9]+|unix:/.*)$";
+const PLACE: &str = "^(stderr|file:/.*|fd:0*([3-9]|[1-9][0-9]+)|unix:/.*)$";
 
 /// The long form of a sink.
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "LongSink"))]
 #[serde(deny_unknown_fields)]
 struct SinkObject {
-    /// The place: `stderr`, `file:PATH` (appended to), `fd:N` (inherited) or `unix:PATH` (a socket).
+    /// The place: `stderr`, `file:PATH` (appended to; a symbolic link is refused, since whoever may change it could have records
+    /// written into any file), `fd:N` (inherited; 0, 1 and 2 are the command's) or `unix:PATH` (a socket).
     #[cfg_attr(feature = "schema", schemars(regex(pattern = PLACE)))]
     to: String,
     /// How records are written: `auto` is text on a terminal, else JSON.
@@ -220,7 +222,8 @@ impl schemars::JsonSchema for SinkDocument {
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let object = generator.subschema_for::<SinkObject>();
         schemars::json_schema!({
-            "description": "A place that records go to, alone or with a format.",
+            "description": "A place that records go to, alone or with a format. A file is appended to, and never reached through a \
+                symbolic link; descriptors 0, 1 and 2 are the command's.",
             "anyOf": [{ "type": "string", "pattern": PLACE }, object]
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,7 +124,11 @@ impl Source {
     /// # Errors
     /// It cannot be read, or is no text.
     pub fn read(file: File, path: &Path) -> Result<Self, PolicyError> {
-        let failed = |error| PolicyError::of_file(path, format!("cannot read the policy: {error}"), None);
+        // A pipe could neither be read again, when the policy is to change, nor be told from another one.
+        let piped = file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+        let hint =
+            piped.then(|| "a pipe can be read once, and a policy may be read again: write it to a file".to_owned());
+        let failed = |error| PolicyError::of_file(path, format!("cannot read the policy: {error}"), hint);
         text(path, read(file).map_err(failed)?)
     }
 }
@@ -132,7 +136,11 @@ impl Source {
 fn read(file: File) -> std::io::Result<Vec<u8>> {
     let kind = file.metadata()?.file_type();
     if !kind.is_file() {
-        let what = if kind.is_dir() { "it is a directory" } else { "it is not a regular file" };
+        let what = match () {
+            () if kind.is_dir() => "it is a directory",
+            () if kind.is_fifo() => "it is not a regular file but a pipe",
+            () => "it is not a regular file",
+        };
         return Err(std::io::Error::other(what));
     }
     let mut bytes = Vec::new();
@@ -232,6 +240,10 @@ fn settings(
 }
 
 fn target(source: &Source, index: usize, sink: &SinkDocument) -> Result<Sink, PolicyError> {
+    let wrong = |message: String, hint: &str| {
+        // The long form has the place in a key of its own.
+        source.error_at(&format!("/audit/sinks/{index}/to"), message, Some(hint.to_owned()))
+    };
     let to = match sink.to.split_once(':') {
         None if sink.to == "stderr" => Some(SinkTarget::Stderr),
         Some(("file", path)) if path.starts_with('/') => Some(SinkTarget::File(PathBuf::from(path))),
@@ -239,11 +251,22 @@ fn target(source: &Source, index: usize, sink: &SinkDocument) -> Result<Sink, Po
         Some(("fd", number)) => number.parse().ok().filter(|fd: &i32| *fd >= 0).map(SinkTarget::Fd),
         _ => None,
     };
-    to.map(|to| Sink { to, format: sink.format }).ok_or_else(|| {
-        let hint = "write \"stderr\", \"file:/var/log/callgate.json\", \"unix:/run/collector.sock\" or \"fd:3\"";
-        let message = format!("{:?} is no place for records", sink.to);
-        source.error_at(&format!("/audit/sinks/{index}"), message, Some(hint.to_owned()))
-    })
+    match to {
+        // They would be taken from the command.
+        Some(SinkTarget::Fd(fd @ 0..=2)) => {
+            let (name, hint) = match fd {
+                0 => ("input", "open another descriptor for records, and write \"fd:3\""),
+                1 => ("output", "write \"stderr\", or open another descriptor for records, and write \"fd:3\""),
+                _ => ("error", "write \"stderr\""),
+            };
+            Err(wrong(format!("{:?} is the command's standard {name}", sink.to), hint))
+        }
+        Some(to) => Ok(Sink { to, format: sink.format }),
+        None => {
+            let hint = "write \"stderr\", \"file:/var/log/callgate.json\", \"unix:/run/collector.sock\" or \"fd:3\"";
+            Err(wrong(format!("{:?} is no place for records", sink.to), hint))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -305,6 +328,9 @@ mod tests {
             (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": "1"}]}"#, (1, 56), "invalid type"),
             (r#"{"plugins": [{"path": "a"}]}"#, (1, 14), "missing field"),
             (r#"{"allow_executables": [], "audit": {"sinks": ["stdout"]}}"#, (1, 47), "no place"),
+            (r#"{"allow_executables": [], "audit": {"sinks": ["stderr", "fd:0"]}}"#, (1, 57), "standard input"),
+            (r#"{"allow_executables": [], "audit": {"sinks": ["fd:1"]}}"#, (1, 47), "standard output"),
+            (r#"{"allow_executables": [], "audit": {"sinks": [{"to": "fd:2"}]}}"#, (1, 54), "standard error"),
             (
                 r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "fmt": 1}]}}"#,
                 (1, 64),

@@ -22,7 +22,7 @@ use nix::sys::stat::Mode as FileMode;
 use nix::unistd::Pid;
 
 use self::renewal::Renewal;
-use crate::audit::{Audit, Outcome, Record, Refusal};
+use crate::audit::{Audit, Outcome, Record, Refusal, Sinks};
 use crate::control as orders;
 use crate::decide::{Chain, Decision, Denial, Facts};
 use crate::enforce::exec::{self as verified, Holder, Verified};
@@ -56,6 +56,7 @@ pub struct Supervisor {
     chain: Option<Chain>,
     mode: Mode,
     policy: Policy,
+    sinks: Option<Sinks>,
     origin: Option<Origin>,
     /// The mode that a flag or the environment asked for, and which of them.
     asked: Option<(Mode, &'static str)>,
@@ -70,10 +71,20 @@ impl Supervisor {
         chain: Chain,
         mode: Mode,
         policy: Policy,
+        sinks: Sinks,
         origin: Origin,
         asked: Option<(Mode, &'static str)>,
     ) -> Self {
-        Self { engine, chain: Some(chain), mode, policy, origin: Some(origin), asked, running: None }
+        Self {
+            engine,
+            chain: Some(chain),
+            mode,
+            policy,
+            sinks: Some(sinks),
+            origin: Some(origin),
+            asked,
+            running: None,
+        }
     }
 }
 
@@ -118,7 +129,8 @@ impl Supervision for Supervisor {
         listener.synchronous_wake_up();
         let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let audit = Audit::start(&self.policy.audit)?;
+        let audit = Audit::start(&self.policy.audit, self.sinks.take().context("begun twice")?)
+            .context("cannot start a thread")?;
         let origin = self.origin.take().context("begun twice")?;
         let renewal = Renewal::new(self.engine.clone(), origin, self.asked, &self.policy);
         let room = Room::new(SEATS)?;
@@ -183,7 +195,7 @@ impl Supervision for Supervisor {
     fn end(&mut self) {
         if let Some((office, _)) = &self.running {
             office.over.store(true, SeqCst);
-            office.audit.finish(office.mode(), Duration::from_secs(2));
+            office.audit.finish(office.mode(), Duration::from_secs(4));
         }
         log::flush(Duration::from_secs(1));
     }

@@ -86,6 +86,8 @@ pub fn fork() -> io::Result<Forked> {
 #[derive(Debug)]
 pub struct Command {
     candidates: Vec<CString>,
+    /// Whether they come from `PATH`.
+    searched: bool,
     arguments: Vec<CString>,
     environment: Vec<CString>,
     said: Vec<u8>,
@@ -100,7 +102,8 @@ impl Command {
         let c = |text: &[u8]| CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
         let name = command.first().map(|name| name.as_bytes()).unwrap_or_default();
         let path = environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
-        let candidates = if name.contains(&b'/') || name.is_empty() {
+        let searched = !name.contains(&b'/');
+        let candidates = if !searched || name.is_empty() {
             vec![c(name)?]
         } else {
             path.unwrap_or(b"/bin:/usr/bin")
@@ -113,6 +116,7 @@ impl Command {
         };
         Ok(Self {
             candidates,
+            searched,
             arguments: command.iter().map(|argument| c(argument.as_bytes())).collect::<io::Result<_>>()?,
             environment,
             said: [b"callgate: ", name, b": "].concat(),
@@ -301,6 +305,7 @@ unsafe fn become_command(
         for candidate in &command.candidates {
             libc::execve(candidate.as_ptr(), argv.as_ptr(), envp.as_ptr());
             match *libc::__errno_location() {
+                libc::ENOTDIR if !command.searched => failure = libc::ENOTDIR,
                 libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
                 libc::EACCES => failure = libc::EACCES,
                 other => {
@@ -309,16 +314,54 @@ unsafe fn become_command(
                 }
             }
         }
+        // As bash has it.
         let text = match failure {
-            libc::ENOENT => "command not found",
+            libc::ENOENT if command.searched => "command not found",
+            libc::ENOENT => "No such file or directory",
             libc::EACCES => "Permission denied",
             other => Errno::from_raw(other).desc(),
         };
-        for part in [&command.said, text.as_bytes(), b"\n"] {
-            libc::write(2, part.as_ptr().cast(), part.len());
-        }
+        let mut start = [0; START];
+        // A file that is there is missed by nobody; what it needs to be run is.
+        let there = command.candidates.iter().find(|file| libc::access(file.as_ptr(), libc::F_OK) == 0);
+        let interpreter = match there {
+            Some(file) if matches!(failure, libc::ENOENT | libc::ENOTDIR) => Some(interpreter(file, &mut start)),
+            _ => None,
+        };
+        let parts: [&[u8]; 4] = match interpreter {
+            None => [&command.said, text.as_bytes(), b"", b"\n"],
+            Some(b"") => [&command.said, b"cannot execute: required file not found", b"", b"\n"],
+            Some(interpreter) => {
+                let why: &[u8] = match failure {
+                    libc::ENOENT => b": bad interpreter: No such file or directory\n",
+                    _ => b": bad interpreter: Not a directory\n",
+                };
+                [&command.said, interpreter, why, b""]
+            }
+        };
+        // In one piece: the supervisor writes records there.
+        let parts = parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+        libc::writev(2, parts.as_ptr(), parts.len() as i32);
         libc::_exit(if failure == libc::ENOENT { 127 } else { 126 });
     }
+}
+
+/// As much of a script as the kernel looks at for the interpreter (`BINPRM_BUF_SIZE`, linux/binfmts.h).
+const START: usize = 256;
+
+/// The interpreter of a script, from its first line; empty if it is none. Allocates nothing.
+///
+/// # Safety
+/// As [`own_table`].
+unsafe fn interpreter<'a>(file: &CStr, start: &'a mut [u8; START]) -> &'a [u8] {
+    // SAFETY: `file` ends with NUL, and the buffer is as long as is said.
+    let length = unsafe {
+        let fd = libc::open(file.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY);
+        libc::read(fd, start.as_mut_ptr().cast(), START)
+    };
+    let line = start.get(..usize::try_from(length).unwrap_or(0)).and_then(|start| start.strip_prefix(b"#!"));
+    let line = line.and_then(|line| line.split(|byte| matches!(byte, b'\n' | b'\0')).next()).unwrap_or_default();
+    line.trim_ascii_start().split(u8::is_ascii_whitespace).next().unwrap_or_default()
 }
 
 /// Enters a Landlock domain. It takes `no_new_privs`.
