@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::addresses::Addresses;
 use crate::forms::{OneOrMany, Span};
-use crate::globs::Globs;
+use crate::globs::{Glob, Globs};
 
 /// Who may be reached, and by whom. What no rule allows is denied, in every family, except:
 /// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
@@ -166,8 +166,8 @@ struct Rule {
 #[derive(Debug)]
 enum Matches {
     Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<Span<u16>>>, protocol: Option<Protocol> },
-    Unix(String),
-    UnixAbstract(String),
+    Unix(Glob),
+    UnixAbstract(Glob),
 }
 
 const AF_UNIX: u16 = 1;
@@ -420,8 +420,8 @@ fn matches(
         (Some(path), None) if !path.starts_with('/') => {
             Err(ConfigError::at(format!("{at}/unix"), format!("{path:?} is not an absolute path")))
         }
-        (Some(path), None) => Ok(Matches::Unix(path)),
-        (None, Some(name)) => Ok(Matches::UnixAbstract(name)),
+        (Some(path), None) => Ok(Matches::Unix(Glob::new(&path))),
+        (None, Some(name)) => Ok(Matches::UnixAbstract(Glob::new(&name))),
     }
 }
 
@@ -515,10 +515,11 @@ fn show(address: &Address) -> String {
 
 /// The rule that would allow this address, if one can.
 fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
-    let text = |text: &str| serde_json::Value::from(escaped(text)).to_string();
+    let text = |text: &str| serde_json::Value::from(text).to_string();
     match address {
-        // Where it is for us cannot be told.
+        // Where it is for us cannot be told, and a star would stand for more.
         Address::Unix(path) if !path.starts_with('/') => None,
+        Address::Unix(name) | Address::UnixAbstract(name) if name.contains('*') => None,
         Address::Unix(path) => Some(format!("{{\"unix\": {}}}", text(path))),
         Address::UnixAbstract(name) => Some(format!("{{\"unix_abstract\": {}}}", text(name))),
         address => {
@@ -526,12 +527,6 @@ fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
             Some(format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}"))
         }
     }
-}
-
-/// A glob that matches this text and no other.
-fn escaped(text: &str) -> String {
-    let special = |c: char| "*?[]{}!\\".contains(c);
-    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
