@@ -50,14 +50,62 @@ fn terminate(child: Child) -> Outcome {
 fn the_web_shell_lists_and_does_not_say_who_it_is() {
     let fixture = Fixture::allowing(&[]);
     let gotty = fixture.path("gotty");
-    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; whoami; echo $?'\n").unwrap();
+    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; which cat; whoami; echo $?'\n").unwrap();
     fs::set_permissions(&gotty, fs::Permissions::from_mode(0o755)).unwrap();
     let policy = fs::read_to_string(repository("policies/web-shell.json")).unwrap();
     fs::write(fixture.policy(), policy.replace("/go/bin/gotty", gotty.to_str().unwrap())).unwrap();
     let outcome = run(fixture.callgate().arg(&gotty).args(["-w", "/bin/bash"]));
-    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("126\n"), "{outcome:?}");
+    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("/cat\n126\n"), "{outcome:?}");
     assert!(outcome.stderr.contains("whoami: Permission denied"), "{outcome:?}");
     assert_eq!(denied(&outcome), ["exec"]);
+}
+
+#[test]
+fn every_program_that_a_policy_lists_here_runs_here() {
+    for policy in ["web-shell.json", "static-web-server.json", "python-web-app.json", "locked.json", "build.json"] {
+        let outcome = run(Command::new(CALLGATE).arg("check").arg("--policy").arg(repository("policies").join(policy)));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        assert!(!outcome.stdout.contains("does not run"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_short_form_of_other_products_works_as_it_is() {
+    let fixture = Fixture::allowing(&[]);
+    let exported = r#"{"allow_executables":["/go/bin/gotty","/bin/bash","/bin/ls","/bin/cat","/usr/bin/which"]}"#;
+    fs::write(fixture.policy(), exported).unwrap();
+    let outcome = fixture.bash("ls / >/dev/null && echo listed; cat /dev/null && echo read; whoami; echo $?");
+    assert_eq!(outcome.stdout, "listed\nread\n126\n", "{outcome:?}");
+    // Here it is a script of /bin/sh, which that list does not have.
+    let said = run(fixture.callgate().arg("check")).stdout;
+    let warning = "policy.json:1:75: /usr/bin/which does not run: /usr/bin/dash, which interprets it, is not in allow_executables";
+    assert!(said.contains(warning), "{said}");
+}
+
+#[test]
+fn a_name_with_special_characters_is_that_name() {
+    let fixture = Fixture::new(serde_json::json!({ "deny_executables": ["/usr/bin/["] }));
+    let outcome = fixture.bash("/usr/bin/[ 1 = 1 ]; echo $?");
+    assert_eq!(outcome.stdout, "126\n", "{outcome:?}");
+
+    let fixture = Fixture::allowing(&["/bin/bash"]);
+    let at = fixture.path("").display().to_string();
+    for name in ["a[x]", "b{1}", "c?", "d\\", "a*", "ax", "b1", "cc"] {
+        fs::copy("/bin/true", fixture.path(name)).unwrap();
+    }
+    let entries = format!(r#""{at}a[x]", "{at}b{{1}}", "{at}c?", "{at}d\\""#);
+    fs::write(
+        fixture.policy(),
+        format!(r#"{{"allow_executables": ["/bin/bash", {entries}], "audit": {{"sinks": ["file:{at}records"]}}}}"#),
+    )
+    .unwrap();
+    let outcome = fixture.bash(&format!(
+        r#"cd {at}; for program in 'a[x]' 'b{{1}}' 'c?' 'd\' 'a*' ax b1 cc; do "./$program"; echo "$program" $?; done"#
+    ));
+    assert_eq!(outcome.stdout, "a[x] 0\nb{1} 0\nc? 0\nd\\ 0\na* 126\nax 126\nb1 126\ncc 126\n", "{outcome:?}");
+    // What is proposed for a name that would be a glob is its content.
+    let hint = fixture.records()[0]["hint"].as_str().unwrap().to_owned();
+    assert!(hint.starts_with("add \"sha256:"), "{hint}");
 }
 
 #[test]
