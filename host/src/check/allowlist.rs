@@ -92,7 +92,9 @@ fn refusal(entry: &str, plugin: &str, chain: &mut Chain, by_content: bool) -> Op
     let decision = chain.decide(&mut event, &facts);
     let denials = decision.denial.into_iter().map(|denial| (decision.plugin.clone(), denial));
     let mut denials = denials.chain(decision.candidates);
-    denials.find(|(by, denial)| by == plugin && denial.rule.starts_with("executables.")).map(|(_, denial)| denial.reason)
+    denials
+        .find(|(by, denial)| by == plugin && denial.rule.starts_with("executables."))
+        .map(|(_, denial)| denial.reason)
 }
 
 /// A regular file that has a bit that says it may be run.
@@ -328,7 +330,9 @@ mod tests {
     #[test]
     fn a_glob_that_matches_nothing_is_found_out() {
         assert!(!matches_nothing("/usr/*/env") && !matches_nothing("/usr/**") && !matches_nothing("/usr/bin/en*"));
-        assert!(matches_nothing("/usr/*/nosuch-program") && matches_nothing("/nosuch/**") && matches_nothing("/nosuch*"));
+        assert!(
+            matches_nothing("/usr/*/nosuch-program") && matches_nothing("/nosuch/**") && matches_nothing("/nosuch*")
+        );
         assert!(!matches_nothing("/nosuch"));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, canonical_path, digest};
 
+use crate::forms::json;
 use crate::globs::{Glob, Globs};
 
 /// The lists, compiled.
@@ -56,11 +57,15 @@ impl Executables {
                 "executables.not-listed",
                 format!("{}{interprets} is not in allow_executables", file.path),
             )
-            .hint(if file.path.contains('*') {
+            .hint(match allowed.without_its_slash(&file.path) {
                 // As an entry that would be a glob.
-                by_content(role, file)
-            } else {
-                format!("add {} to allow_executables", json(&file.path))
+                _ if file.path.contains('*') => by_content(role, file),
+                Some(directory) => format!(
+                    "{} in allow_executables stands for a file of that name: write {} for all that is below it",
+                    json(directory),
+                    json(&format!("{directory}/"))
+                ),
+                None => format!("add {} to allow_executables", json(&file.path)),
             });
         }
         let runs = exec.interpreters.last().unwrap_or(&exec.file);
@@ -102,7 +107,14 @@ impl List {
                 continue;
             }
             if !written.starts_with('/') {
-                return wrong(format!("{written:?} is neither an absolute path nor sha256:…"));
+                return Err(ConfigError::at(
+                    format!("{pointer}/{index}"),
+                    format!("{written:?} is neither an absolute path nor sha256:…"),
+                )
+                .hint(path_meant(written)));
+            }
+            if written.contains('\0') {
+                return wrong(format!("{written:?} has a NUL, which no path has"));
             }
             if let Some(star) = written.find('*') {
                 if written.ends_with('/') {
@@ -136,15 +148,15 @@ impl List {
         self.paths.contains(path) || !self.directories.is_empty() && self.has_directory_of(path) || self.globs.has(path)
     }
 
+    /// A directory above this path that is listed as if it were a file.
+    fn without_its_slash<'a>(&self, path: &'a str) -> Option<&'a str> {
+        path.match_indices('/').map(|(slash, _)| &path[..slash]).find(|above| self.paths.contains(*above))
+    }
+
     fn has_directory_of(&self, path: &str) -> bool {
         let mut above = path.match_indices('/').map(|(slash, _)| &path[..=slash]);
         above.any(|above| self.directories.binary_search_by(|directory| directory.as_str().cmp(above)).is_ok())
     }
-}
-
-/// As it is written in a policy.
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// What allows a file that no path can name.
@@ -153,6 +165,21 @@ fn by_content(role: FileRole, file: &File) -> String {
         Some(digest) => format!("add \"sha256:{digest}\", the digest of its content, to allow_executables"),
         None => "add sha256: and the digest of its content to allow_executables".to_owned(),
     }
+}
+
+/// What was meant by an entry that is no absolute path.
+fn path_meant(written: &str) -> String {
+    let is_digest = written.len() == 64 && written.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digest {
+        return format!("did you mean \"sha256:{written}\"?");
+    }
+    let relative = written.trim_start_matches("./");
+    if relative.is_empty() || relative.contains(['\0', '~', '$']) || relative.starts_with("../") {
+        return "write it from the root, as in \"/usr/bin/env\"".to_owned();
+    }
+    let among = ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map(|place| format!("{place}/{relative}"));
+    let found = among.into_iter().find(|path| !relative.contains(['/', '*']) && canonical_path(path).is_some());
+    format!("did you mean {}?", json(&found.unwrap_or_else(|| format!("/{relative}"))))
 }
 
 /// The digest of a file for a hint, if it costs little.
@@ -256,6 +283,29 @@ mod tests {
         for path in ["/usr/bin/whoami", "/opt/app", "/opt/application", "/srv/a/b/run"] {
             assert!(!allowed(&list, &exec(path)), "{path}");
         }
+    }
+
+    #[test]
+    fn a_directory_without_its_slash_is_pointed_out() {
+        let Verdict::Deny(denial) = list(&["/opt/app", "/bin/sh"]).judge(&exec("/opt/app/bin/x")) else { panic!() };
+        let hint = denial.hint.unwrap();
+        assert!(hint.contains("write \"/opt/app/\" for all that is below it"), "{hint}");
+    }
+
+    #[test]
+    fn what_is_no_path_is_answered_with_what_was_meant() {
+        let digest = "0123456789abcdef".repeat(4);
+        for (entry, hint) in [
+            ("bin/ls", "did you mean \"/bin/ls\"?".to_owned()),
+            ("./opt/\"x\"", "did you mean \"/opt/\\\"x\\\"\"?".to_owned()),
+            (&digest, format!("did you mean \"sha256:{digest}\"?")),
+            ("../x", "write it from the root, as in \"/usr/bin/env\"".to_owned()),
+        ] {
+            let error = Executables::new(Some(vec![entry.to_owned()]), &[]).unwrap_err();
+            assert_eq!(error.hint, Some(hint), "{entry}");
+        }
+        let error = Executables::new(None, &["/bin/l\0s".to_owned()]).unwrap_err();
+        assert_eq!(error.pointer, "/deny_executables/0");
     }
 
     #[test]
