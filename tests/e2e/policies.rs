@@ -78,7 +78,7 @@ fn the_short_form_of_other_products_works_as_it_is() {
     assert_eq!(outcome.stdout, "listed\nread\n126\n", "{outcome:?}");
     // Here it is a script of /bin/sh, which that list does not have.
     let said = run(fixture.callgate().arg("check")).stdout;
-    let warning = "policy.json:1:75: /usr/bin/which does not run: /usr/bin/dash, which interprets it, is not in allow_executables";
+    let warning = "policy.json:1:72: /usr/bin/which does not run: /usr/bin/dash, which interprets it, is not in allow_executables";
     assert!(said.contains(warning), "{said}");
 }
 
@@ -455,6 +455,45 @@ fn a_check_says_what_a_policy_means_and_what_may_surprise() {
     fs::write(fixture.policy(), r#"{"deny_executables": ["/usr/bin/nosuch"], "default": "allow"}"#).unwrap();
     let said = run(fixture.callgate().arg("check")).stdout;
     for line in ["what no plugin denies is allowed", "a copy of a denied file", "there is no /usr/bin/nosuch yet"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+}
+
+#[test]
+fn a_check_says_who_may_be_what_and_reach_what() {
+    let fixture = Fixture::allowing(&[]);
+    let check = |policy: &str| {
+        fs::write(fixture.policy(), policy).unwrap();
+        let outcome = run(fixture.callgate().arg("check"));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        outcome.stdout
+    };
+    let said = check(r#"{"users": {}}"#);
+    assert!(said.contains("  users: any; groups: any\n"), "{said}");
+    assert!(said.contains("policy.json:1:11: this governs nothing"), "{said}");
+    let said = check(r#"{"users": {"uids": [0, "1000-1999"]}, "allow_executables": ["/usr/*/nosuch-program"]}"#);
+    assert!(said.contains("  users: 0 or 1000-1999; groups: any\n"), "{said}");
+    assert!(!said.contains("governs nothing"), "{said}");
+    assert!(said.contains("policy.json:1:61: /usr/*/nosuch-program matches nothing"), "{said}");
+
+    let said = check(
+        r#"{"audit": {"sinks": []}, "network": {"families": ["vsock"], "dissolve": false, "outbound": [
+{"to": ["10.0.0.0/8", "::1"], "ports": [53, "8000-8100"], "protocol": "udp"}, {"unix": "/run/*.sock"},
+{"to": []}, {"ports": []},
+{"protocol": "icmp", "ports": 7}], "inbound": [{"ports": 80, "from": "192.0.2.1"}]}}"#,
+    );
+    for line in [
+        "  reaches: 10.0.0.0/8 or ::1, port 53 or 8000-8100, udp\n",
+        "  reaches: AF_UNIX, /run/*.sock\n",
+        "  reaches: none, any port, tcp and udp\n",
+        "  serves: any address, port 80, tcp, from 192.0.2.1\n",
+        "  other families: vsock\n",
+        "AF_UNIX names of the kernel's choice, binding port 0\n",
+        "policy.json:1:21: nothing is recorded anywhere",
+        "policy.json:3:8: an empty list matches nothing",
+        "policy.json:3:23: an empty list matches nothing",
+        "policy.json:4:31: icmp has no ports",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
 }

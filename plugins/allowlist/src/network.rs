@@ -625,9 +625,12 @@ fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Addre
     }
     let reason = format!("no rule in network.{section} allows {what} {}", show(address));
     let verdict = Verdict::deny(format!("network.{section}"), reason);
-    match rule_for(key, socket, address) {
-        Some(rule) => verdict.hint(format!("add {rule} to network.{section}")),
-        None => verdict,
+    match (rule_for(key, socket, address), address) {
+        (Some(rule), _) => verdict.hint(format!("add {rule} to network.{section}")),
+        (None, Address::Unix(name) | Address::UnixAbstract(name)) if name.contains('*') => {
+            verdict.hint("give it a name without a *, which in a rule stands for more than itself")
+        }
+        _ => verdict,
     }
 }
 
@@ -803,6 +806,20 @@ mod tests {
         }
         let network = network(r#"{"bind_port_0": false, "inbound": [{"ports": 0}]}"#).unwrap();
         assert!(ok(&network.bind(&port_0)));
+    }
+
+    #[test]
+    fn sockets_are_what_their_names_say() {
+        let socket = Socket { family: AF_UNIX, kind: SOCK_STREAM, protocol: 0 };
+        let rules = r#"[{"unix": "/run/[a]?{b}.sock"}, {"unix_abstract": "!x\\"}, {"unix": "/run/app/*.sock"}]"#;
+        let network = network(&format!(r#"{{"outbound": {rules}}}"#)).unwrap();
+        let verdict = |address| network.outbound("connect", &Endpoint { socket, address });
+        let path = |path: &str| verdict(Address::Unix(path.to_owned()));
+        let name = |name: &str| verdict(Address::UnixAbstract(name.to_owned()));
+        assert!(ok(&path("/run/[a]?{b}.sock")) && ok(&path("/run/app/x.sock")) && ok(&name("!x\\")));
+        assert!(!ok(&path("/run/axb.sock")) && !ok(&path("/run/app/x/y.sock")) && !ok(&name("y")));
+        let Verdict::Deny(denial) = path("/run/a*.sock") else { panic!() };
+        assert!(denial.hint.is_some_and(|hint| hint.contains("without a *")));
     }
 
     #[test]
