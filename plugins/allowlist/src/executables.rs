@@ -367,7 +367,7 @@ mod tests {
             assert!(allowed(&list(&[&a]), &exec(&a)));
             assert_eq!(allowed(&list(&[&a]), &exec(&b)), a == b);
             let denied = |list: &Executables, path: &str| !allowed(list, &exec(path));
-            let list = Executables::new(None, &[a.clone()]).unwrap();
+            let list = Executables::new(None, std::slice::from_ref(&a)).unwrap();
             assert!(denied(&list, &a));
             assert_eq!(denied(&list, &b), a == b);
         }
