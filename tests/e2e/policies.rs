@@ -288,7 +288,12 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             "there is no key \"alow_executables\" here",
             r#"did you mean "allow_executables"?"#,
         ),
-        (r#"{"allow_executables": "/bin/ls"}"#, "1:23", "a list is expected here, not the text", ""),
+        (
+            r#"{"allow_executables": "/bin/ls"}"#,
+            "1:23",
+            "a list is expected here, not the text",
+            "put [ and ] around it",
+        ),
         (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "a text is expected here, not 5", ""),
         (r#"{"allow_executables": null}"#, "1:23", "is expected here, not null", ""),
         (
@@ -398,7 +403,12 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             "127.0.0.1/0",
             "did you mean 127.0.0.1/32 or 0.0.0.0/0?",
         ),
-        (r#"{"version": "1", "allow_executables": []}"#, "1:13", "a number from 0 to 4294967295 is expected here", ""),
+        (
+            r#"{"version": "1", "allow_executables": []}"#,
+            "1:13",
+            "a number from 0 to 4294967295 is expected here",
+            "write 1 without double quotes",
+        ),
         ("{\n  // what may run\n  \"allow_executables\": []}", "2:3", "a key in double quotes", "JSON has no comments"),
         ("{'allow_executables': []}", "1:2", "a key in double quotes", "straight double quotes"),
         ("allow_executables:\n  - /bin/ls\n", "1:1", "a value is expected", "this is no JSON"),

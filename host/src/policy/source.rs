@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
-use callgate_json::{in_words, syntax, without_place};
+use callgate_json::{in_words, meant, syntax, without_place};
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 
@@ -95,10 +95,8 @@ impl Source {
     /// is there twice, is shown itself instead of its value.
     pub fn mistake(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> PolicyError {
         let message = message.into();
-        let twice = message.contains("duplicate field `");
-        let about_key = message.contains("unknown field `") || twice;
-        let hint = hint.or_else(|| twice.then(|| "remove one of them".to_owned()));
-        self.error(self.find(pointer, about_key), in_words(&message), hint)
+        let about_key = message.contains("unknown field `") || message.contains("duplicate field `");
+        self.error(self.find(pointer, about_key), in_words(&message), hint.or_else(|| meant(&message)))
     }
 
     /// An error of `serde_json`'s: the text is no JSON.

@@ -12,7 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_path_to_error::Segment;
 
-pub use self::words::{in_words, syntax};
+pub use self::words::{in_words, meant, syntax};
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,6 +34,25 @@ pub fn in_words(message: &str) -> String {
     translated.map_or_else(|| message.to_owned(), |translated| before.to_owned() + &translated)
 }
 
+/// What was probably meant, where one of serde's messages shows it.
+pub fn meant(message: &str) -> Option<String> {
+    if message.contains("duplicate field `") {
+        return Some("remove one of them".to_owned());
+    }
+    let (_, rest) = message.split_once("invalid type: ")?;
+    let (found, expected) = rest.rsplit_once(", expected ")?;
+    let text = found.strip_prefix("string \"").and_then(|text| text.strip_suffix('"'));
+    let is_number = |text: &&str| !text.is_empty() && text.len() < 20 && text.bytes().all(|byte| byte.is_ascii_digit());
+    match (text, expected) {
+        (_, "a sequence") if found != "null" => Some("put [ and ] around it".to_owned()),
+        (Some(text), "u8" | "u16" | "u32" | "u64" | "usize") => {
+            Some(text).filter(is_number).map(|number| format!("write {number} without double quotes"))
+        }
+        (Some(truth @ ("true" | "false")), "a boolean") => Some(format!("write {truth} without double quotes")),
+        _ => None,
+    }
+}
+
 /// The names of "expected one of `a`, `b`", "expected `a` or `b`", "expected `a`".
 fn names(expected: &str) -> Option<String> {
     let names: Vec<String> = expected.split('`').skip(1).step_by(2).map(|name| format!("{name:?}")).collect();
@@ -156,6 +175,20 @@ mod tests {
             ("nothing is wrong", "nothing is wrong"),
         ] {
             assert_eq!(in_words(serde), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_meant_is_said_where_it_shows() {
+        for (serde, expected) in [
+            ("invalid type: string \"/bin/ls\", expected a sequence", Some("put [ and ] around it")),
+            ("plugin \"p\": invalid type: string \"3\", expected u64", Some("write 3 without double quotes")),
+            ("invalid type: string \"x3\", expected u64", None),
+            ("invalid type: string \"true\", expected a boolean", Some("write true without double quotes")),
+            ("invalid type: null, expected a sequence", None),
+            ("duplicate field `x`", Some("remove one of them")),
+        ] {
+            assert_eq!(meant(serde).as_deref(), expected, "{serde}");
         }
     }
 
