@@ -74,7 +74,7 @@ pub enum EventKind {
     Accept,
     /// A datagram is to be sent to an address.
     Send,
-    /// A socket is to be created.
+    /// A socket is to be created, or a pair of them.
     Socket,
     /// A process is to change its user or groups.
     Credentials,

@@ -15,8 +15,8 @@ use crate::intercept::calls;
 use crate::launch::{self, Launch};
 use crate::log;
 use crate::plugin::cache::{self, Cache};
-use crate::plugin::{Engine, LoadError, builtin, kind, read_component};
-use crate::policy::{Mode, PluginSource, Policy, PolicyError, Source};
+use crate::plugin::{Engine, LoadError, Plugin, builtin, kind, read_component};
+use crate::policy::{Mode, PluginSettings, PluginSource, Policy, PolicyError, Source};
 use crate::reload::Origin;
 use crate::supervise::Supervisor;
 use crate::sys::credentials::{Identity, capability_sets};
@@ -133,21 +133,65 @@ pub(crate) fn load(engine: &Engine, policy: &Policy, source: &Source) -> Result<
 /// The same, where the engine's clock runs already.
 pub(crate) fn load_running(engine: &Engine, policy: &Policy, source: &Source) -> Result<Chain> {
     let chain = Chain::load(engine, policy, builtin::ALLOWLIST_PRECOMPILED);
-    Ok(chain.map_err(|error| explain(policy, source, error))?)
+    Ok(chain.map_err(|error| explain(engine, policy, source, error))?)
 }
 
 /// A plugin that cannot be used is a mistake in the policy, at the place that names what is wrong.
-fn explain(policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
+fn explain(engine: &Engine, policy: &Policy, source: &Source, error: ChainError) -> PolicyError {
     let settings = &policy.plugins[error.index];
     let (place, hint) = match &error.source {
         LoadError::Config { pointer, hint, .. } => (format!("{}{pointer}", settings.config_place), hint.clone()),
         LoadError::Digest { actual, .. } => {
             (format!("{}/sha256", settings.place), Some(format!("if this is the plugin you mean, write {actual:?}")))
         }
-        LoadError::Start(failure) if failure.kind == kind::MEMORY => (format!("{}/memory_mib", settings.place), None),
-        _ => (format!("{}/path", settings.place), None),
+        LoadError::Start(failure) if failure.kind == kind::MEMORY => {
+            let hint = least_memory(engine, settings)
+                .map(|least| format!("\"memory_mib\": {least} is the least that will do"));
+            (format!("{}/memory_mib", settings.place), hint)
+        }
+        error => (format!("{}/path", settings.place), path_hint(settings, error)),
     };
     source.mistake(&place, format!("plugin {:?}: {}", settings.name, error.source), hint)
+}
+
+/// What to do about a file that is none, or no plugin.
+fn path_hint(settings: &PluginSettings, error: &LoadError) -> Option<String> {
+    let PluginSource::File { path, .. } = &settings.source else { return None };
+    match error {
+        LoadError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|directory| directory.is_dir());
+            Some(match directory {
+                Some(_) => "a path is relative to the directory of the policy".to_owned(),
+                None => {
+                    "its directory is not there either; a path is relative to the directory of the policy".to_owned()
+                }
+            })
+        }
+        LoadError::Invalid(_) => {
+            Some("a plugin is a WebAssembly component, as `callgatectl plugin build` makes them".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// How much memory a plugin needs to start, in MiB.
+fn least_memory(engine: &Engine, settings: &PluginSettings) -> Option<usize> {
+    const MOST: usize = 4096;
+    let starts = |mib: usize| {
+        let settings = PluginSettings { memory: mib << 20, ..settings.clone() };
+        Plugin::load(engine, &settings, builtin::ALLOWLIST_PRECOMPILED).is_ok()
+    };
+    let mut low = settings.memory >> 20;
+    let mut high = (1..).map(|n| low << n).take_while(|mib| *mib <= MOST).find(|mib| starts(*mib))?;
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        if starts(middle) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    Some(high)
 }
 
 /// Says on standard error why we have failed.

@@ -159,7 +159,7 @@ pub trait Plugin: Sized + 'static {
     fn send(&mut self, _event: &Event, _to: &Endpoint) -> Verdict {
         Verdict::Abstain
     }
-    /// A socket is to be created.
+    /// A socket is to be created, or a pair of them.
     fn socket(&mut self, _event: &Event, _socket: &Socket) -> Verdict {
         Verdict::Abstain
     }

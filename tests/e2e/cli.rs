@@ -102,7 +102,7 @@ fn a_mistake_is_shown_with_a_caret_and_nothing_is_started() {
             "policy.json:1:59",
             "10.0.0.0/33",
         ),
-        (r#"{"plugins": [{"name": "allowlist", "config": {"alow": 1}}]}"#, "policy.json:1:47", "unknown field"),
+        (r#"{"plugins": [{"name": "allowlist", "config": {"alow": 1}}]}"#, "policy.json:1:47", "there is no key"),
         (r#"{"plugins": [{"name": "mine", "path": "nosuch.wasm"}]}"#, "policy.json:1:39", "No such file"),
     ] {
         let fixture = Fixture::allowing(&[]);

@@ -243,18 +243,18 @@ fn records_of_the_enforcer_are_taken_as_they_are() {
 fn a_mistake_in_an_event_has_its_file_line_and_column() {
     let desk = Desk::new();
     for (text, place, part) in [
-        ("{\"event\": \"exec\",\n \"fil\": {}}", "events.json:1:1", "missing field `file`"),
+        ("{\"event\": \"exec\",\n \"fil\": {}}", "events.json:1:1", "the key \"file\" is missing"),
         (
             "{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": \"exce\"}",
             "events.json:2:11",
-            "unknown variant",
+            "is not one of the words",
         ),
         (
             "{\"event\": \"exec\", \"file\": {\"path\": \"/x\"},\n\"argumets\": []}",
             "events.json:2:1",
             "did you mean \"arguments\"",
         ),
-        ("{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": ", "events.json:2:1", "EOF"),
+        ("{\"event\": \"exec\", \"file\": {\"path\": \"/x\"}}\n{\"event\": ", "events.json:2:1", "the text ends"),
         ("[]", "events.json:1:1", "an event is an object"),
     ] {
         desk.write("events.json", text);
@@ -315,12 +315,12 @@ fn a_mistake_in_the_cases_has_its_place() {
         (
             r#"{"cases": [{"name": "a", "events": [{"event": "socket", "family": 2, "type": 1, "typ": 1}]}]}"#,
             "1:81",
-            "unknown",
+            "there is no key",
         ),
         (
             r#"{"cases": [{"name": "a", "events": [{"event": "socket", "family": 2, "type": 1, "expect": {"verdict": "no"}}]}]}"#,
             "1:103",
-            "unknown variant",
+            "is not one of the words",
         ),
         (r#"{"cases": [{"name": "a", "events": [{}], "deadline_ms": 0}]}"#, "1:57", "deadline of 0 ms"),
     ] {

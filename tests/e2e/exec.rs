@@ -167,7 +167,8 @@ fn a_whole_compile_runs_by_directories_and_globs_and_its_product_only_if_listed(
                 json!("/bin/bash"),
                 json!("/usr/bin/*gcc*"),
                 json!("/usr/bin/*-as"),
-                json!("/usr/bin/*-ld{,.bfd}"),
+                json!("/usr/bin/*-ld"),
+                json!("/usr/bin/*-ld.bfd"),
                 json!("/usr/lib/gcc/"),
             ];
             list.extend(product.then(|| json!(text(fixture.path("made/")) + "/")));

@@ -458,7 +458,7 @@ fn what_a_hint_says_is_enough_and_no_more() {
     let (tcp, tcp6) = (serve_v4(), serve((Ipv6Addr::LOCALHOST, 0).into()));
     let directory = Fixture::allowing(&[]);
     let directory = directory.path("").canonicalize().unwrap();
-    let paths = ["plain.sock", "a*b [c].sock", "quote\"back\\slash.sock"].map(|name| directory.join(name));
+    let paths = ["plain.sock", "a?b [c]{d}.sock", "quote\"back\\slash.sock"].map(|name| directory.join(name));
     let listeners = paths.clone().map(|path| std::os::unix::net::UnixListener::bind(path).unwrap());
     let connect = |path: &std::path::Path| format!("socket(AF_UNIX).connect({:?})", path.to_str().unwrap());
     let accept = "import threading
@@ -510,4 +510,30 @@ l.settimeout(0.3); l.accept()";
         assert!(!hints.is_empty(), "{code}");
     }
     drop(listeners);
+}
+
+#[test]
+fn what_needs_no_rule_can_be_denied_too() {
+    const SPARED: [(&str, &str); 6] = [
+        ("netlink_route", "socket(AF_NETLINK, SOCK_RAW, 0)"),
+        ("unix_sockets", "socket(AF_UNIX)"),
+        ("unix_sockets", "socketpair(AF_UNIX, SOCK_STREAM)"),
+        ("unix_autobind", "socket(AF_UNIX).bind('')"),
+        ("bind_port_0", "socket().bind(('127.0.0.1', 0))"),
+        ("dissolve", "disconnect(socket(AF_INET, SOCK_DGRAM))"),
+    ];
+    let disconnect = "import ctypes
+def disconnect(s):
+    if ctypes.CDLL(None, use_errno=True).connect(s.fileno(), bytes(16), 16): raise OSError(ctypes.get_errno(), '')";
+    for key in ["outbound", "netlink_route", "unix_sockets", "unix_autobind", "bind_port_0", "dissolve"] {
+        let fixture = governed(if key == "outbound" { json!({}) } else { json!({ key: false }) });
+        let tries =
+            SPARED.map(|(_, code)| format!("try: {code}; print('ok')\nexcept OSError as e: print(errorcode[e.errno])"));
+        let code = format!("{PRELUDE}\nfrom errno import errorcode\n{disconnect}\n{}", tries.join("\n"));
+        let outcome = python(&fixture, &code);
+        // Without sockets of AF_UNIX there is none to be given a name.
+        let denied = |of: &str| of == key || (of, key) == ("unix_autobind", "unix_sockets");
+        let expected = SPARED.map(|(of, _)| if denied(of) { "EPERM\n" } else { "ok\n" }).concat();
+        assert_eq!(outcome.stdout, expected, "{key}: {outcome:?}");
+    }
 }

@@ -50,14 +50,62 @@ fn terminate(child: Child) -> Outcome {
 fn the_web_shell_lists_and_does_not_say_who_it_is() {
     let fixture = Fixture::allowing(&[]);
     let gotty = fixture.path("gotty");
-    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; whoami; echo $?'\n").unwrap();
+    fs::write(&gotty, "#!/bin/bash\n\"$2\" -c 'ls /; which cat; whoami; echo $?'\n").unwrap();
     fs::set_permissions(&gotty, fs::Permissions::from_mode(0o755)).unwrap();
     let policy = fs::read_to_string(repository("policies/web-shell.json")).unwrap();
     fs::write(fixture.policy(), policy.replace("/go/bin/gotty", gotty.to_str().unwrap())).unwrap();
     let outcome = run(fixture.callgate().arg(&gotty).args(["-w", "/bin/bash"]));
-    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("126\n"), "{outcome:?}");
+    assert!(outcome.stdout.contains("etc\n") && outcome.stdout.ends_with("/cat\n126\n"), "{outcome:?}");
     assert!(outcome.stderr.contains("whoami: Permission denied"), "{outcome:?}");
     assert_eq!(denied(&outcome), ["exec"]);
+}
+
+#[test]
+fn every_program_that_a_policy_lists_here_runs_here() {
+    for policy in ["web-shell.json", "static-web-server.json", "python-web-app.json", "locked.json", "build.json"] {
+        let outcome = run(Command::new(CALLGATE).arg("check").arg("--policy").arg(repository("policies").join(policy)));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        assert!(!outcome.stdout.contains("does not run"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_short_form_of_other_products_works_as_it_is() {
+    let fixture = Fixture::allowing(&[]);
+    let exported = r#"{"allow_executables":["/go/bin/gotty","/bin/bash","/bin/ls","/bin/cat","/usr/bin/which"]}"#;
+    fs::write(fixture.policy(), exported).unwrap();
+    let outcome = fixture.bash("ls / >/dev/null && echo listed; cat /dev/null && echo read; whoami; echo $?");
+    assert_eq!(outcome.stdout, "listed\nread\n126\n", "{outcome:?}");
+    // Here it is a script of /bin/sh, which that list does not have.
+    let said = run(fixture.callgate().arg("check")).stdout;
+    let warning = "policy.json:1:72: /usr/bin/which does not run: /usr/bin/dash, which interprets it, is not in allow_executables";
+    assert!(said.contains(warning), "{said}");
+}
+
+#[test]
+fn a_name_with_special_characters_is_that_name() {
+    let fixture = Fixture::new(serde_json::json!({ "deny_executables": ["/usr/bin/["] }));
+    let outcome = fixture.bash("/usr/bin/[ 1 = 1 ]; echo $?");
+    assert_eq!(outcome.stdout, "126\n", "{outcome:?}");
+
+    let fixture = Fixture::allowing(&["/bin/bash"]);
+    let at = fixture.path("").display().to_string();
+    for name in ["a[x]", "b{1}", "c?", "d\\", "a*", "ax", "b1", "cc"] {
+        fs::copy("/bin/true", fixture.path(name)).unwrap();
+    }
+    let entries = format!(r#""{at}a[x]", "{at}b{{1}}", "{at}c?", "{at}d\\""#);
+    fs::write(
+        fixture.policy(),
+        format!(r#"{{"allow_executables": ["/bin/bash", {entries}], "audit": {{"sinks": ["file:{at}records"]}}}}"#),
+    )
+    .unwrap();
+    let outcome = fixture.bash(&format!(
+        r#"cd {at}; for program in 'a[x]' 'b{{1}}' 'c?' 'd\' 'a*' ax b1 cc; do "./$program"; echo "$program" $?; done"#
+    ));
+    assert_eq!(outcome.stdout, "a[x] 0\nb{1} 0\nc? 0\nd\\ 0\na* 126\nax 126\nb1 126\ncc 126\n", "{outcome:?}");
+    // What is proposed for a name that would be a glob is its content.
+    let hint = fixture.records()[0]["hint"].as_str().unwrap().to_owned();
+    assert!(hint.starts_with("add \"sha256:"), "{hint}");
 }
 
 #[test]
@@ -237,16 +285,21 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
         (
             r#"{"alow_executables": []}"#,
             "1:2",
-            "unknown field `alow_executables`",
+            "there is no key \"alow_executables\" here",
             r#"did you mean "allow_executables"?"#,
         ),
-        (r#"{"allow_executables": "/bin/ls"}"#, "1:23", "invalid type: string", ""),
-        (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "expected a string", ""),
-        (r#"{"allow_executables": null}"#, "1:23", "invalid type: null", ""),
+        (
+            r#"{"allow_executables": "/bin/ls"}"#,
+            "1:23",
+            "a list is expected here, not the text",
+            "put [ and ] around it",
+        ),
+        (r#"{"allow_executables": ["/a", 5]}"#, "1:30", "a text is expected here, not 5", ""),
+        (r#"{"allow_executables": null}"#, "1:23", "is expected here, not null", ""),
         (
             r#"{"allow_executables": [], "mode": "dryrun"}"#,
             "1:35",
-            "unknown variant `dryrun`",
+            "\"dryrun\" is not one of the words \"enforce\", \"dry-run\"",
             r#"did you mean "dry-run"?"#,
         ),
         (
@@ -259,21 +312,21 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
         (r#"{"network": {"inbound": [{"from": "x"}]}}"#, "1:35", "neither an address nor", ""),
         (r#"{"network": {"outbound": [{"ports": ["90-80"]}]}}"#, "1:38", "a range such as \"8000-8100\"", ""),
         (r#"{"network": {"outbound": [{"ports": 65536}]}}"#, "1:37", "a number from 0 to 65535", ""),
-        (r#"{"network": {"outbound": [{"port": 1}]}}"#, "1:28", "unknown field `port`", r#"did you mean "ports"?"#),
-        (r#"{"network": {"outbound": [[]]}}"#, "1:27", "expected an object", ""),
+        (r#"{"network": {"outbound": [{"port": 1}]}}"#, "1:28", "there is no key \"port\"", r#"did you mean "ports"?"#),
+        (r#"{"network": {"outbound": [[]]}}"#, "1:27", "an object is expected here, not a list", ""),
         (r#"{"network": {"families": ["netlnk"]}}"#, "1:27", "no family that is known", "netlink"),
         (
             r#"{"network": {"outbound": [{"protocol": "tcpp"}]}}"#,
             "1:40",
-            "unknown variant `tcpp`",
+            "\"tcpp\" is not one of the words \"tcp\", \"udp\"",
             r#"did you mean "tcp"?"#,
         ),
         (r#"{"users": {"uids": ["0-x"]}}"#, "1:21", "a range such as \"1000-1999\"", ""),
-        (r#"{"users": {"uids": [1], "uids": [2]}}"#, "1:25", "duplicate field `uids`", ""),
+        (r#"{"users": {"uids": [1], "uids": [2]}}"#, "1:25", "the key \"uids\" is there twice", "remove one of them"),
         (
             r#"{"plugins": [{"name": "allowlist", "config": {"users": {"uid": [1]}}}]}"#,
             "1:57",
-            "unknown field `uid`",
+            "there is no key \"uid\"",
             r#"did you mean "uids"?"#,
         ),
         (
@@ -282,12 +335,22 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             "::/129",
             "2001:db8::/32",
         ),
-        (r#"{"plugins": [{"name": "allowlist", "config": []}]}"#, "1:46", "expected an object", ""),
+        (r#"{"plugins": [{"name": "allowlist", "config": []}]}"#, "1:46", "an object is expected here, not a list", ""),
         (r#"{"plugins": [{"name": "allowlist", "config": {}}]}"#, "1:46", "governs nothing", "allow_executables"),
         (r#"{"plugins": [{"name": "allowlist"}]}"#, "1:14", "governs nothing", "allow_executables"),
-        (r#"{"plugins": [{"name": "m", "path": "nosuch.wasm"}]}"#, "1:36", "No such file", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "nosuch.wasm"}]}"#,
+            "1:36",
+            "No such file",
+            "relative to the directory of the policy",
+        ),
         (r#"{"plugins": [{"name": "m", "path": "."}]}"#, "1:36", "not a regular file", ""),
-        (r#"{"plugins": [{"name": "m", "path": "policy.json"}]}"#, "1:36", "not webassembly", ""),
+        (
+            r#"{"plugins": [{"name": "m", "path": "policy.json"}]}"#,
+            "1:36",
+            "not webassembly",
+            "callgatectl plugin build",
+        ),
         (r#"{"plugins": [{"name": "m", "path": "core.wasm"}]}"#, "1:36", "a core module, not a component", ""),
         (
             r#"{"plugins": [{"name": "m", "path": "component.wasm"}]}"#,
@@ -306,16 +369,50 @@ fn every_mistake_is_explained_with_its_place_before_anything_is_started() {
             r#"{"plugins": [{"name": "allowlist", "memory_mib": 1, "config": {"users": {}}}]}"#,
             "1:50",
             "does not start",
+            "is the least that will do",
+        ),
+        (r#"{"\u0061llow_executables": 5}"#, "1:28", "is expected here, not 5", ""),
+        (r#"{"a/b~c": 5}"#, "1:2", "there is no key \"a/b~c\"", ""),
+        ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
+        (&deep, "1:1", "an object is expected here, not a list", ""),
+        (&deeper, "1:128", "too many lists and objects lie in each other", ""),
+        (&long, "1:1100024", "neither an absolute path", ""),
+        (r#"{"allow_executables": ["/bin/ls"],}"#, "1:35", "a trailing comma", "remove the comma"),
+        (r#"{"allow_executables": ["bin/ls"]}"#, "1:24", "neither an absolute path", r#"did you mean "/bin/ls"?"#),
+        (r#"{"allow_executables": ["true"]}"#, "1:24", "neither an absolute path", r#"did you mean "/usr/bin/true"?"#),
+        (r#"{"allow_executables": ["/bin/l\u0000s"]}"#, "1:24", "has a NUL", ""),
+        (r#"{"allow_executables": ["/opt/*/"]}"#, "1:24", "no file's path ends with a slash", "/opt/*/**"),
+        (r#"{"network": {"outbound": [{"unix": "/a\u0000"}]}}"#, "1:36", "has a NUL", ""),
+        (r#"{"plugins": [{"name": "m", "path": "a\u0000"}]}"#, "1:36", "has a NUL", ""),
+        (
+            r#"{"network": {"outbound": [{"protocol": 6}]}}"#,
+            "1:40",
+            "\"udplite\", \"sctp\", \"icmp\" is expected here, not 6",
             "",
         ),
-        (r#"{"\u0061llow_executables": 5}"#, "1:28", "invalid type: integer `5`", ""),
-        (r#"{"a/b~c": 5}"#, "1:2", "unknown field `a/b~c`", ""),
-        ("\u{feff}{}", "1:1", "byte order mark", "UTF-8 without"),
-        (&deep, "1:1", "expected an object", ""),
-        (&deeper, "1:128", "recursion limit", ""),
-        (&long, "1:1100024", "neither an absolute path", ""),
-        (r#"{"allow_executables": ["/bin/ls"],}"#, "1:35", "trailing comma", ""),
-        ("{\"allow_executables\": [\n\"/bin/ls\"", "2:9", "EOF", ""),
+        (r#"{"network": {"outbound": [{"protocol": ["tcp"]}]}}"#, "1:40", "\"icmp\" is expected here, not a list", ""),
+        (
+            r#"{"mode": null, "allow_executables": []}"#,
+            "1:10",
+            "\"enforce\", \"dry-run\" is expected here, not null",
+            "",
+        ),
+        (
+            r#"{"network": {"outbound": [{"to": "127.0.0.1/0"}]}}"#,
+            "1:34",
+            "127.0.0.1/0",
+            "did you mean 127.0.0.1/32 or 0.0.0.0/0?",
+        ),
+        (
+            r#"{"version": "1", "allow_executables": []}"#,
+            "1:13",
+            "a number from 0 to 4294967295 is expected here",
+            "write 1 without double quotes",
+        ),
+        ("{\n  // what may run\n  \"allow_executables\": []}", "2:3", "a key in double quotes", "JSON has no comments"),
+        ("{'allow_executables': []}", "1:2", "a key in double quotes", "straight double quotes"),
+        ("allow_executables:\n  - /bin/ls\n", "1:1", "a value is expected", "this is no JSON"),
+        ("{\"allow_executables\": [\n\"/bin/ls\"", "2:9", "the text ends within a list", ""),
     ] {
         let fixture = Fixture::allowing(&[]);
         fs::write(fixture.policy(), policy).unwrap();
@@ -341,7 +438,8 @@ fn a_policy_that_cannot_be_read_is_named() {
     let fixture = Fixture::allowing(&[]);
     let write = |bytes: &[u8]| fs::write(fixture.policy(), bytes).unwrap();
     write(b"");
-    assert!(refusal(&fixture).contains("policy.json: the policy is empty"));
+    let said = refusal(&fixture);
+    assert!(said.contains("policy.json: the policy is empty\nhelp: the shortest policy is {"), "{said}");
     write(b"{\"allow_executables\": [\"/bin/\xff\"]}");
     let said = refusal(&fixture);
     assert!(said.contains("policy.json:1:30\n") && said.contains("not UTF-8"), "{said}");
@@ -409,4 +507,57 @@ fn a_check_says_what_a_policy_means_and_what_may_surprise() {
     for line in ["what no plugin denies is allowed", "a copy of a denied file", "there is no /usr/bin/nosuch yet"] {
         assert!(said.contains(line), "{line}: {said}");
     }
+}
+
+#[test]
+fn a_check_says_who_may_be_what_and_reach_what() {
+    let fixture = Fixture::allowing(&[]);
+    let check = |policy: &str| {
+        fs::write(fixture.policy(), policy).unwrap();
+        let outcome = run(fixture.callgate().arg("check"));
+        assert_eq!(outcome.code(), 0, "{outcome:?}");
+        outcome.stdout
+    };
+    let said = check(r#"{"users": {}}"#);
+    assert!(said.contains("  users: any; groups: any\n"), "{said}");
+    assert!(said.contains("policy.json:1:11: this governs nothing"), "{said}");
+    let said = check(r#"{"users": {"uids": [0, "1000-1999"]}, "allow_executables": ["/usr/*/nosuch-program"]}"#);
+    assert!(said.contains("  users: 0 or 1000-1999; groups: any\n"), "{said}");
+    assert!(!said.contains("governs nothing"), "{said}");
+    assert!(said.contains("policy.json:1:61: /usr/*/nosuch-program matches nothing"), "{said}");
+
+    let said = check(
+        r#"{"audit": {"sinks": []}, "network": {"families": ["vsock"], "dissolve": false, "outbound": [
+{"to": ["10.0.0.0/8", "::1"], "ports": [53, "8000-8100"], "protocol": "udp"}, {"unix": "/run/*.sock"},
+{"to": []}, {"ports": []},
+{"protocol": "icmp", "ports": 7}], "inbound": [{"ports": 80, "from": "192.0.2.1"}]}}"#,
+    );
+    for line in [
+        "  reaches: 10.0.0.0/8 or ::1, port 53 or 8000-8100, udp\n",
+        "  reaches: AF_UNIX, /run/*.sock\n",
+        "  reaches: none, any port, tcp and udp\n",
+        "  serves: any address, port 80, tcp, from 192.0.2.1\n",
+        "  other families: vsock\n",
+        "AF_UNIX names of the kernel's choice, binding port 0\n",
+        "policy.json:1:21: nothing is recorded anywhere",
+        "policy.json:3:8: an empty list matches nothing",
+        "policy.json:3:23: an empty list matches nothing",
+        "policy.json:4:31: icmp has no ports",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+}
+
+#[test]
+fn the_memory_that_a_mistake_proposes_is_enough() {
+    let fixture = Fixture::allowing(&[]);
+    let policy = |mib: u32| {
+        let plugin = serde_json::json!({ "name": "allowlist", "memory_mib": mib, "config": { "users": {} } });
+        fs::write(fixture.policy(), serde_json::json!({ "plugins": [plugin] }).to_string()).unwrap();
+        run(fixture.callgate().arg("check"))
+    };
+    let said = policy(1).stderr;
+    let least = said.split("\"memory_mib\": ").last().and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    assert_eq!(policy(least).code(), 0, "{said}");
+    assert_eq!(policy(least - 1).code(), 125, "{said}");
 }

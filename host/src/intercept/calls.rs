@@ -30,7 +30,7 @@ pub enum Call {
     Sendmsg,
     /// sendmmsg(2).
     Sendmmsg,
-    /// socket(2).
+    /// socket(2) and socketpair(2).
     Socket,
     /// getsockopt(2), of an option that connects, or that tells who the peer is.
     Getsockopt,
@@ -148,6 +148,7 @@ const GOVERNED: &[Row] = &[
     row(libc::SYS_accept, Call::Accept, &[EventKind::Accept], When::Always),
     row(libc::SYS_accept4, Call::Accept, &[EventKind::Accept], When::Always),
     row(libc::SYS_socket, Call::Socket, &[EventKind::Socket], When::Always),
+    row(libc::SYS_socketpair, Call::Socket, &[EventKind::Socket], When::Always),
     row(libc::SYS_sendto, Call::Sendto, &[EventKind::Send], When::Given(4)),
     row(libc::SYS_sendto, Call::Sendto, &[EventKind::Connect], When::Flag(3, FASTOPEN)),
     row(libc::SYS_sendmsg, Call::Sendmsg, &[EventKind::Send], When::Always),

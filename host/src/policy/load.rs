@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use callgate_json::{Object, without_place};
+use callgate_json::Object;
 
 use super::document::{Document, PluginDocument, SinkDocument};
 use super::source::{PolicyError, Source};
@@ -159,7 +159,10 @@ fn text(path: &Path, bytes: Vec<u8>) -> Result<Source, PolicyError> {
         Ok(text) if text.starts_with('\u{feff}') => {
             Err(source(text).error_at_byte(0, "the policy begins with a byte order mark", hint()))
         }
-        Ok(text) if text.trim_ascii().is_empty() => Err(PolicyError::of_file(path, "the policy is empty", None)),
+        Ok(text) if text.trim_ascii().is_empty() => {
+            let hint = "the shortest policy is {\"allow_executables\": [\"/bin/sh\"]}";
+            Err(PolicyError::of_file(path, "the policy is empty", Some(hint.to_owned())))
+        }
         Ok(text) => Ok(source(text)),
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
@@ -172,7 +175,7 @@ fn text(path: &Path, bytes: Vec<u8>) -> Result<Source, PolicyError> {
 fn document(source: &Source) -> Result<Document, PolicyError> {
     // Syntax first, all of it, so that later the document has places.
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
-        return Err(source.error_at_line(error.line(), error.column(), without_place(&error)));
+        return Err(source.no_json(&error));
     }
     callgate_json::from_str(&source.text)
         .map(|Object(document)| document)
@@ -198,6 +201,9 @@ fn settings(
     }
     let origin = match (&plugin.path, &plugin.builtin) {
         (Some(_), Some(_)) => return wrong("builtin", "a plugin is either built in or has a path".to_owned(), None),
+        (Some(path), None) if path.contains('\0') => {
+            return wrong("path", format!("{path:?} has a NUL, which no path has"), None);
+        }
         (Some(path), None) => {
             PluginSource::File { path: directory.join(path), sha256: plugin.sha256.clone(), content: None }
         }
@@ -245,6 +251,7 @@ fn target(source: &Source, index: usize, sink: &SinkDocument) -> Result<Sink, Po
         source.error_at(&format!("/audit/sinks/{index}/to"), message, Some(hint.to_owned()))
     };
     let to = match sink.to.split_once(':') {
+        _ if sink.to.contains('\0') => None,
         None if sink.to == "stderr" => Some(SinkTarget::Stderr),
         Some(("file", path)) if path.starts_with('/') => Some(SinkTarget::File(PathBuf::from(path))),
         Some(("unix", path)) if path.starts_with('/') => Some(SinkTarget::Unix(PathBuf::from(path))),
@@ -313,10 +320,10 @@ mod tests {
     #[test]
     fn every_mistake_has_its_place() {
         for (text, place, part) in [
-            ("{", (1, 1), "EOF"),
-            ("{\n  \"mode\": \"enforced\",\n  \"allow_executables\": []}", (2, 11), "unknown variant"),
-            (r#"{"alow_executables": []}"#, (1, 2), "unknown field"),
-            (r#"{"allow_executables": [], "allow_executables": []}"#, (1, 27), "duplicate field"),
+            ("{", (1, 1), "the text ends within an object"),
+            ("{\n  \"mode\": \"enforced\",\n  \"allow_executables\": []}", (2, 11), "not one of the words"),
+            (r#"{"alow_executables": []}"#, (1, 2), "there is no key"),
+            (r#"{"allow_executables": [], "allow_executables": []}"#, (1, 27), "there twice"),
             (r#"{"version": 2, "allow_executables": []}"#, (1, 13), "version 2"),
             (r#"{"plugins": []}"#, (1, 13), "governs nothing"),
             ("{}", (1, 1), "governs nothing"),
@@ -325,8 +332,12 @@ mod tests {
             (r#"{"plugins": [{"name": "nosuch"}]}"#, (1, 23), "no built-in plugin"),
             (r#"{"plugins": [{"name": "a", "path": "a", "sha256": "12"}]}"#, (1, 51), "no SHA-256"),
             (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": 0}]}"#, (1, 56), "deadline"),
-            (r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": "1"}]}"#, (1, 56), "invalid type"),
-            (r#"{"plugins": [{"path": "a"}]}"#, (1, 14), "missing field"),
+            (
+                r#"{"plugins": [{"name": "a", "path": "a", "deadline_ms": "1"}]}"#,
+                (1, 56),
+                "is expected here, not the text",
+            ),
+            (r#"{"plugins": [{"path": "a"}]}"#, (1, 14), "the key \"name\" is missing"),
             (r#"{"allow_executables": [], "audit": {"sinks": ["stdout"]}}"#, (1, 47), "no place"),
             (r#"{"allow_executables": [], "audit": {"sinks": ["stderr", "fd:0"]}}"#, (1, 57), "standard input"),
             (r#"{"allow_executables": [], "audit": {"sinks": ["fd:1"]}}"#, (1, 47), "standard output"),
@@ -334,9 +345,9 @@ mod tests {
             (
                 r#"{"allow_executables": [], "audit": {"sinks": [{"to": "stderr", "fmt": 1}]}}"#,
                 (1, 64),
-                "unknown field",
+                "there is no key",
             ),
-            (r#"{"allow_executables": [], "require": ["speed"]}"#, (1, 39), "unknown variant"),
+            (r#"{"allow_executables": [], "require": ["speed"]}"#, (1, 39), "not one of the words"),
         ] {
             let (message, at) = mistake(text);
             assert!(message.contains(part), "{text}: {message}");

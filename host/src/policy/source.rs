@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use callgate_json::{in_words, meant, syntax, without_place};
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
 
@@ -90,11 +91,19 @@ impl Source {
         self.error(self.find(pointer, true), message, hint)
     }
 
-    /// An error that serde or a plugin found: an unknown key, or one that is there twice, is shown itself instead of its value.
+    /// An error that serde or a plugin found, in serde's words, which are put in those of JSON here: an unknown key, or one that
+    /// is there twice, is shown itself instead of its value.
     pub fn mistake(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> PolicyError {
         let message = message.into();
         let about_key = message.contains("unknown field `") || message.contains("duplicate field `");
-        self.error(self.find(pointer, about_key), message, hint)
+        self.error(self.find(pointer, about_key), in_words(&message), hint.or_else(|| meant(&message)))
+    }
+
+    /// An error of `serde_json`'s: the text is no JSON.
+    pub fn no_json(&self, error: &serde_json::Error) -> PolicyError {
+        let at = self.byte(error.line(), error.column());
+        let (message, hint) = syntax(&self.text, at, &without_place(error));
+        self.error(Some(at..at + self.width(at)), message, hint)
     }
 
     /// An error about a byte of the text.
@@ -103,13 +112,15 @@ impl Source {
         self.error(Some(at..at + width), message, hint)
     }
 
-    /// An error about a line and column, both from 1, the column in bytes.
-    pub fn error_at_line(&self, line: usize, column: usize, message: impl Into<String>) -> PolicyError {
+    /// Where a line and column are, both from 1, the column in bytes.
+    fn byte(&self, line: usize, column: usize) -> usize {
         let start: usize = self.text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-        let at = (start + column.saturating_sub(1)).min(self.text.len());
-        let at = self.text.floor_char_boundary(at);
-        let width = self.text[at..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
-        self.error(Some(at..at + width), message, None)
+        self.text.floor_char_boundary((start + column.saturating_sub(1)).min(self.text.len()))
+    }
+
+    /// How many bytes a caret stands under.
+    fn width(&self, at: usize) -> usize {
+        self.text[at..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8)
     }
 
     fn error(&self, place: Option<Range<usize>>, message: impl Into<String>, hint: Option<String>) -> PolicyError {
@@ -204,7 +215,11 @@ mod tests {
             let source = source(&text);
             source.error_at(&pointer, "m", None).render(true);
             source.error_at_key(&pointer, "m", None).render(false);
-            source.error_at_line(line.into(), column.into(), "m").render(false);
+            let at = source.byte(line.into(), column.into());
+            source.error_at_byte(at, "m", None).render(false);
+            if let Err(error) = serde_json::from_str::<serde_json::Value>(&text) {
+                source.no_json(&error).render(false);
+            }
         }
     }
 }

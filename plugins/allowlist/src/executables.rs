@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, canonical_path, digest};
 
-use crate::globs::Globs;
+use crate::forms::json;
+use crate::globs::{Glob, Globs};
 
 /// The lists, compiled.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Executables {
         for (role, file) in exec.files() {
             if self.denied.has(role, file) {
                 return Verdict::deny("executables.denied", format!("{} is in deny_executables", file.path))
-                    .hint(format!("remove the entry for {:?} from deny_executables", file.path));
+                    .hint(format!("remove the entry for {} from deny_executables", json(&file.path)));
             }
         }
         let Some(allowed) = &self.allowed else { return Verdict::allow("executables.not-governed") };
@@ -49,17 +50,23 @@ impl Executables {
                     "executables.no-path",
                     format!("{} is no file of the image at that path", file.path),
                 )
-                .hint(match content(role, file) {
-                    Some(digest) => format!("add \"sha256:{digest}\", the digest of its content, to allow_executables"),
-                    None => "add sha256: and the digest of its content to allow_executables".to_owned(),
-                });
+                .hint(by_content(role, file));
             }
             let interprets = if matches!(role, FileRole::File) { "" } else { ", which interprets it," };
             return Verdict::deny(
                 "executables.not-listed",
                 format!("{}{interprets} is not in allow_executables", file.path),
             )
-            .hint(format!("add {:?} to allow_executables", file.path));
+            .hint(match allowed.without_its_slash(&file.path) {
+                // As an entry that would be a glob.
+                _ if file.path.contains('*') => by_content(role, file),
+                Some(directory) => format!(
+                    "{} in allow_executables stands for a file of that name: write {} for all that is below it",
+                    json(directory),
+                    json(&format!("{directory}/"))
+                ),
+                None => format!("add {} to allow_executables", json(&file.path)),
+            });
         }
         let runs = exec.interpreters.last().unwrap_or(&exec.file);
         if exec.runs_loader && !allowed.paths.contains(&runs.path) {
@@ -67,7 +74,10 @@ impl Executables {
                 "executables.loader",
                 format!("{} is a dynamic loader, which runs any program that it is given", runs.path),
             )
-            .hint(format!("add {:?} itself, not as part of a glob or directory, to allow_executables", runs.path));
+            .hint(format!(
+                "add {} itself, not as part of a glob or directory, to allow_executables",
+                json(&runs.path)
+            ));
         }
         if let Some(loader) = &exec.loader
             && !is_system_loader(loader)
@@ -77,7 +87,7 @@ impl Executables {
                 "executables.elf-interpreter",
                 format!("its ELF interpreter {} is neither the system's nor in allow_executables", loader.path),
             )
-            .hint(format!("add {:?} to allow_executables", loader.path));
+            .hint(format!("add {} to allow_executables", json(&loader.path)));
         }
         Verdict::allow("executables.listed")
     }
@@ -97,12 +107,27 @@ impl List {
                 continue;
             }
             if !written.starts_with('/') {
-                return wrong(format!("{written:?} is neither an absolute path nor sha256:…"));
+                return Err(ConfigError::at(
+                    format!("{pointer}/{index}"),
+                    format!("{written:?} is neither an absolute path nor sha256:…"),
+                )
+                .hint(path_meant(written)));
             }
-            if let Some(special) = written.find(SPECIAL) {
-                // Only what stands before the first special character names directories that can be followed.
-                let literal = written[..special].rfind('/').unwrap_or(0);
-                globs.push(escaped(&canonical(&written[..literal])) + &written[literal..]);
+            if written.contains('\0') {
+                return wrong(format!("{written:?} has a NUL, which no path has"));
+            }
+            if let Some(star) = written.find('*') {
+                if written.ends_with('/') {
+                    let all = serde_json::Value::from(format!("{written}**"));
+                    return Err(ConfigError::at(
+                        format!("{pointer}/{index}"),
+                        format!("{written:?} is a glob, and no file's path ends with a slash"),
+                    )
+                    .hint(format!("{all} is what lies below such directories")));
+                }
+                // Only what stands before the first star names directories that can be followed.
+                let literal = written[..star].rfind('/').unwrap_or(0);
+                globs.push(Glob::below(&canonical(&written[..literal]), &written[literal..]));
             } else if written.ends_with('/') {
                 list.directories.push(canonical(written) + "/");
             } else {
@@ -123,10 +148,38 @@ impl List {
         self.paths.contains(path) || !self.directories.is_empty() && self.has_directory_of(path) || self.globs.has(path)
     }
 
+    /// A directory above this path that is listed as if it were a file.
+    fn without_its_slash<'a>(&self, path: &'a str) -> Option<&'a str> {
+        path.match_indices('/').map(|(slash, _)| &path[..slash]).find(|above| self.paths.contains(*above))
+    }
+
     fn has_directory_of(&self, path: &str) -> bool {
         let mut above = path.match_indices('/').map(|(slash, _)| &path[..=slash]);
         above.any(|above| self.directories.binary_search_by(|directory| directory.as_str().cmp(above)).is_ok())
     }
+}
+
+/// What allows a file that no path can name.
+fn by_content(role: FileRole, file: &File) -> String {
+    match content(role, file) {
+        Some(digest) => format!("add \"sha256:{digest}\", the digest of its content, to allow_executables"),
+        None => "add sha256: and the digest of its content to allow_executables".to_owned(),
+    }
+}
+
+/// What was meant by an entry that is no absolute path.
+fn path_meant(written: &str) -> String {
+    let is_digest = written.len() == 64 && written.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digest {
+        return format!("did you mean \"sha256:{written}\"?");
+    }
+    let relative = written.trim_start_matches("./");
+    if relative.is_empty() || relative.contains(['\0', '~', '$']) || relative.starts_with("../") {
+        return "write it from the root, as in \"/usr/bin/env\"".to_owned();
+    }
+    let among = ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map(|place| format!("{place}/{relative}"));
+    let found = among.into_iter().find(|path| !relative.contains(['/', '*']) && canonical_path(path).is_some());
+    format!("did you mean {}?", json(&found.unwrap_or_else(|| format!("/{relative}"))))
 }
 
 /// The digest of a file for a hint, if it costs little.
@@ -152,9 +205,6 @@ impl schemars::JsonSchema for Entry {
     }
 }
 
-/// What makes a path a glob.
-const SPECIAL: [char; 4] = ['*', '?', '[', '{'];
-
 /// The path without symbolic links and without a slash at the end, as events name files. Of a path to nothing, the part
 /// that exists is followed: the file may be made later.
 fn canonical(path: &str) -> String {
@@ -169,11 +219,6 @@ fn canonical(path: &str) -> String {
         }
         known = &known[..known.rfind('/').unwrap_or(0)];
     }
-}
-
-/// The path as a glob that matches it and nothing else.
-fn escaped(path: &str) -> String {
-    path.chars().flat_map(|c| (SPECIAL.contains(&c) || c == '\\').then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// The loader that programs of the image name: in a library directory, under a loader's name, writable only by root.
@@ -241,6 +286,36 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_without_its_slash_is_pointed_out() {
+        let Verdict::Deny(denial) = list(&["/opt/app", "/bin/sh"]).judge(&exec("/opt/app/bin/x")) else { panic!() };
+        let hint = denial.hint.unwrap();
+        assert!(hint.contains("write \"/opt/app/\" for all that is below it"), "{hint}");
+    }
+
+    #[test]
+    fn what_is_no_path_is_answered_with_what_was_meant() {
+        let digest = "0123456789abcdef".repeat(4);
+        for (entry, hint) in [
+            ("bin/ls", "did you mean \"/bin/ls\"?".to_owned()),
+            ("./opt/\"x\"", "did you mean \"/opt/\\\"x\\\"\"?".to_owned()),
+            (&digest, format!("did you mean \"sha256:{digest}\"?")),
+            ("../x", "write it from the root, as in \"/usr/bin/env\"".to_owned()),
+        ] {
+            let error = Executables::new(Some(vec![entry.to_owned()]), &[]).unwrap_err();
+            assert_eq!(error.hint, Some(hint), "{entry}");
+        }
+        let error = Executables::new(None, &["/bin/l\0s".to_owned()]).unwrap_err();
+        assert_eq!(error.pointer, "/deny_executables/0");
+    }
+
+    #[test]
+    fn a_glob_for_directories_is_a_mistake() {
+        let error = Executables::new(Some(vec!["/opt/*/".to_owned()]), &[]).unwrap_err();
+        assert_eq!(error.pointer, "/allow_executables/0");
+        assert_eq!(error.hint.as_deref(), Some("\"/opt/*/**\" is what lies below such directories"));
+    }
+
+    #[test]
     fn a_script_needs_itself_and_its_interpreter() {
         let mut script = exec("/app/run.sh");
         script.interpreters = vec![file("/usr/bin/dash")];
@@ -285,8 +360,43 @@ mod tests {
         }
 
         #[test]
-        fn an_exact_path_allows_itself_and_nothing_else(a in "(/[a-z]{1,6}){1,4}", b in "(/[a-z]{1,6}){1,4}") {
+        fn an_exact_path_allows_itself_and_nothing_else(
+            a in "(/[a-c?\\[\\]{}!,\\\\-]{1,3}){1,3}",
+            b in "(/[a-c?\\[\\]{}!,\\\\*-]{1,3}){1,3}",
+        ) {
+            assert!(allowed(&list(&[&a]), &exec(&a)));
             assert_eq!(allowed(&list(&[&a]), &exec(&b)), a == b);
+            let denied = |list: &Executables, path: &str| !allowed(list, &exec(path));
+            let list = Executables::new(None, std::slice::from_ref(&a)).unwrap();
+            assert!(denied(&list, &a));
+            assert_eq!(denied(&list, &b), a == b);
+        }
+
+        #[test]
+        fn a_directory_allows_what_lies_below_it_and_nothing_else(
+            a in "(/[a-b?\\[\\]{}!\\\\]{1,2}){1,2}",
+            b in "(/[a-b?\\[\\]{}!\\\\]{1,2}){1,3}",
+        ) {
+            let directory = format!("{a}/");
+            assert!(allowed(&list(&[&directory]), &exec(&format!("{a}/x"))));
+            assert_eq!(allowed(&list(&[&directory]), &exec(&b)), b.starts_with(&directory));
+        }
+
+        #[test]
+        fn what_a_hint_says_allows_that_file_and_no_other(
+            a in "(/[a-c?\\[\\]{}!,\\\\\"*-]{1,3}){1,3}",
+            b in "(/[a-c?\\[\\]{}!,\\\\\"*-]{1,3}){1,3}",
+        ) {
+            let Verdict::Deny(denial) = list(&[]).judge(&exec(&a)) else { panic!("{a} is allowed") };
+            let hint = denial.hint.unwrap();
+            let entry = hint.strip_prefix("add ").and_then(|hint| hint.strip_suffix(" to allow_executables")).unwrap();
+            if a.contains('*') {
+                assert!(entry.starts_with("sha256:"), "{hint}");
+            } else {
+                let list = list(&[&serde_json::from_str::<String>(entry).unwrap()]);
+                assert!(allowed(&list, &exec(&a)), "{hint}");
+                assert_eq!(allowed(&list, &exec(&b)), a == b);
+            }
         }
     }
 }

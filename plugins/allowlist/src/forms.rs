@@ -144,6 +144,11 @@ impl<'de, N: Number> Deserialize<'de> for Span<N> {
     }
 }
 
+/// A text as it is written in a policy.
+pub(crate) fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 mod schema {
     use std::borrow::Cow;
 

@@ -34,8 +34,9 @@ pub struct Allowlist {
 #[schemars(rename = "Allowlist")]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What may run; nothing else does. Absolute paths; globs, in which `*` does not cross `/` and `**` does; directories
-    /// with everything below them, with a `/` at the end; or `sha256:` and the digest of the content. A script needs its
+    /// What may run; nothing else does. Absolute paths; globs, in which `*` does not cross `/` and `**` does, and nothing else
+    /// is special; directories with everything below them, with a `/` at the end; or `sha256:` and the digest of the content,
+    /// also for a file whose name has a `*`. A script needs its
     /// interpreter to be allowed too. Absent: whatever `deny_executables` does not name.
     #[serde(deserialize_with = "present")]
     #[schemars(with = "Vec<executables::Entry>")]

@@ -8,13 +8,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::addresses::Addresses;
-use crate::forms::{OneOrMany, Span};
-use crate::globs::Globs;
+use crate::forms::{OneOrMany, Span, json};
+use crate::globs::{Glob, Globs};
 
-/// Who may be reached, and by whom. What no rule allows is denied, in every family, except:
-/// sockets of `AF_INET`, `AF_INET6` (streams and datagrams) and `AF_UNIX` may be created, because it is their addresses that
-/// are governed; an association may be dissolved; a socket may be bound to port 0, as clients do; and, unless
-/// `"netlink_route": false`, a program may ask the kernel for its interfaces and routes.
+/// Who may be reached, and by whom. What no rule allows is denied, in every family. TCP and UDP sockets may be made, because it
+/// is their addresses that are governed; and what ordinary programs cannot do without is allowed unless `netlink_route`,
+/// `unix_sockets`, `unix_autobind`, `bind_port_0` or `dissolve` is `false`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Network")]
 #[serde(deny_unknown_fields)]
@@ -33,6 +32,20 @@ pub struct Config {
     /// Whether a program may ask the kernel for its interfaces and routes (`NETLINK_ROUTE` sockets), as resolvers do.
     #[serde(default = "yes")]
     netlink_route: bool,
+    /// Whether sockets of `AF_UNIX` may be made, alone or in pairs (socketpair(2)). Where they go is said by rules; pairs have
+    /// no address and go nowhere.
+    #[serde(default = "yes")]
+    unix_sockets: bool,
+    /// Whether a socket of `AF_UNIX` may be given an abstract name of the kernel's choice (unix(7), autobind).
+    #[serde(default = "yes")]
+    unix_autobind: bool,
+    /// Whether a TCP or UDP socket may be bound to port 0, a port of the kernel's choice, as clients do. Who listens there
+    /// needs an inbound rule in any case.
+    #[serde(default = "yes")]
+    bind_port_0: bool,
+    /// Whether a socket may be disconnected from its peer: connect(2) to `AF_UNSPEC`, as resolvers do.
+    #[serde(default = "yes")]
+    dissolve: bool,
 }
 
 const fn yes() -> bool {
@@ -136,7 +149,18 @@ pub(crate) struct Network {
     peers: Vec<Peers>,
     families: Vec<u16>,
     raw: bool,
+    spared: Spared,
+}
+
+/// What needs no rule.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the section")]
+struct Spared {
     netlink_route: bool,
+    unix_sockets: bool,
+    unix_autobind: bool,
+    bind_port_0: bool,
+    dissolve: bool,
 }
 
 /// The rules of one direction, compiled.
@@ -166,8 +190,8 @@ struct Rule {
 #[derive(Debug)]
 enum Matches {
     Ip { nets: Option<Vec<IpNet>>, ports: Option<Vec<Span<u16>>>, protocol: Option<Protocol> },
-    Unix(String),
-    UnixAbstract(String),
+    Unix(Glob),
+    UnixAbstract(Glob),
 }
 
 const AF_UNIX: u16 = 1;
@@ -179,20 +203,50 @@ const SOCK_DGRAM: u32 = 2;
 const SOCK_RAW: u32 = 3;
 const SOCK_SEQPACKET: u32 = 5;
 const NETLINK_ROUTE: u32 = 0;
-/// socket(2), address_families(7).
+/// `AF_…` of include/linux/socket.h, but for those that rules are about.
 const FAMILIES: &[(&str, u16)] = &[
     ("ax25", 3),
+    ("ipx", 4),
+    ("appletalk", 5),
+    ("netrom", 6),
+    ("bridge", 7),
+    ("atmpvc", 8),
+    ("x25", 9),
+    ("rose", 11),
+    ("decnet", 12),
+    ("netbeui", 13),
+    ("security", 14),
+    ("key", 15),
     ("netlink", AF_NETLINK),
     ("packet", 17),
+    ("ash", 18),
+    ("econet", 19),
+    ("atmsvc", 20),
     ("rds", 21),
+    ("sna", 22),
+    ("irda", 23),
+    ("pppox", 24),
+    ("wanpipe", 25),
+    ("llc", 26),
+    ("ib", 27),
+    ("mpls", 28),
     ("can", 29),
     ("tipc", 30),
     ("bluetooth", 31),
+    ("iucv", 32),
+    ("rxrpc", 33),
+    ("isdn", 34),
+    ("phonet", 35),
+    ("ieee802154", 36),
+    ("caif", 37),
     ("alg", 38),
+    ("nfc", 39),
     ("vsock", 40),
     ("kcm", 41),
+    ("qipcrtr", 42),
     ("smc", 43),
     ("xdp", 44),
+    ("mctp", 45),
 ];
 
 impl Network {
@@ -221,18 +275,17 @@ impl Network {
         let raw = config.families.iter().any(|name| name == "raw");
         let named = config.families.iter().enumerate().filter(|(_, name)| *name != "raw").map(|(n, name)| {
             FAMILIES.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
-                let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
-                let mut error =
-                    ConfigError::at(format!("/network/families/{n}"), format!("{name:?} is no family that is known"));
-                error.hint = Some(format!("known are raw, {}", known.join(", ")));
-                error
+                ConfigError::at(format!("/network/families/{n}"), format!("{name:?} is no family that is known"))
+                    .hint(family_meant(name))
             })
         });
         let families = named.collect::<Result<_, _>>()?;
         let peers = inbound.iter().filter_map(Peers::of).collect();
         let open = open(&inbound);
         let (outbound, inbound) = (Rules::of(outbound), Rules::of(inbound));
-        Ok(Self { outbound, inbound, open, peers, families, raw, netlink_route: config.netlink_route })
+        let Config { netlink_route, unix_sockets, unix_autobind, bind_port_0, dissolve, .. } = config;
+        let spared = Spared { netlink_route, unix_sockets, unix_autobind, bind_port_0, dissolve };
+        Ok(Self { outbound, inbound, open, peers, families, raw, spared })
     }
 
     /// Whether some rule says who may connect.
@@ -243,7 +296,10 @@ impl Network {
     /// connect and send.
     pub(crate) fn outbound(&self, what: &str, to: &Endpoint) -> Verdict {
         if matches!(to.address, Address::Unspecified) {
-            return Verdict::allow("network.dissolve");
+            return match self.spared.dissolve || self.without_rule(&to.socket) {
+                true => Verdict::allow("network.dissolve"),
+                false => not_spared("network.dissolve", format!("{what} with no address is not allowed"), "dissolve"),
+            };
         }
         let address = meant(&to.address);
         if self.without_rule(&to.socket) || self.outbound.has(&to.socket, &address) {
@@ -254,12 +310,20 @@ impl Network {
 
     /// bind. Port 0 is what clients bind; what is listened on is looked at in [`Self::listen`].
     pub(crate) fn bind(&self, to: &Endpoint) -> Verdict {
-        let chosen_by_kernel = matches!(to.address, Address::UnixUnnamed | Address::Unspecified)
-            || port(&to.address) == Some(0) && is_ordinary(&to.socket);
-        if chosen_by_kernel || self.without_rule(&to.socket) || self.inbound.has(&to.socket, &to.address) {
+        if self.without_rule(&to.socket) || self.inbound.has(&to.socket, &to.address) {
             return Verdict::allow("network.inbound");
         }
-        denied("inbound", "bind", "on", &to.socket, &to.address)
+        let (spared, key) = match &to.address {
+            Address::UnixUnnamed => (self.spared.unix_autobind, "unix_autobind"),
+            // The kernel takes it for any address and port 0, or refuses it.
+            Address::Unspecified => (self.spared.bind_port_0, "bind_port_0"),
+            address if port(address) == Some(0) && is_ordinary(&to.socket) => (self.spared.bind_port_0, "bind_port_0"),
+            address => return denied("inbound", "bind", "on", &to.socket, address),
+        };
+        if spared {
+            return Verdict::allow("network.inbound");
+        }
+        not_spared("network.inbound", format!("no rule in network.inbound allows bind {}", show(&to.address)), key)
     }
 
     /// listen, also on a port that the kernel has chosen or will choose.
@@ -299,7 +363,13 @@ impl Network {
 
     /// socket.
     pub(crate) fn socket(&self, socket: &Socket) -> Verdict {
-        if socket.family == AF_UNIX || is_ordinary(socket) || self.without_rule(socket) {
+        if socket.family == AF_UNIX {
+            return match self.spared.unix_sockets {
+                true => Verdict::allow("network.family"),
+                false => not_spared("network.family", "sockets of AF_UNIX are not allowed".to_owned(), "unix_sockets"),
+            };
+        }
+        if is_ordinary(socket) || self.without_rule(socket) {
             return Verdict::allow("network.family");
         }
         let needs = protocol_of(socket);
@@ -325,7 +395,7 @@ impl Network {
 
     /// Sockets that the policy allows as a whole.
     fn without_rule(&self, socket: &Socket) -> bool {
-        let route = socket.family == AF_NETLINK && socket.protocol == NETLINK_ROUTE && self.netlink_route;
+        let route = socket.family == AF_NETLINK && socket.protocol == NETLINK_ROUTE && self.spared.netlink_route;
         let raw = self.raw && matches!(socket.family, AF_INET | AF_INET6) && socket.kind == SOCK_RAW;
         route || raw || self.families.contains(&socket.family)
     }
@@ -418,10 +488,17 @@ fn matches(
         (Some(_), Some(_)) => Err(ConfigError::at(at, "a rule has either \"unix\" or \"unix_abstract\"")),
         _ if is_ip => Err(ConfigError::at(at, "a rule for AF_UNIX has no addresses, ports or protocol")),
         (Some(path), None) if !path.starts_with('/') => {
-            Err(ConfigError::at(format!("{at}/unix"), format!("{path:?} is not an absolute path")))
+            let error = ConfigError::at(format!("{at}/unix"), format!("{path:?} is not an absolute path"));
+            Err(match path.strip_prefix('@') {
+                Some(name) => error.hint(format!("an abstract name is written \"unix_abstract\": {}", json(name))),
+                None => error.hint(format!("did you mean {}?", json(&format!("/{path}")))),
+            })
         }
-        (Some(path), None) => Ok(Matches::Unix(path)),
-        (None, Some(name)) => Ok(Matches::UnixAbstract(name)),
+        (Some(path), None) if path.contains('\0') => {
+            Err(ConfigError::at(format!("{at}/unix"), format!("{path:?} has a NUL, which no path has")))
+        }
+        (Some(path), None) => Ok(Matches::Unix(Glob::new(&path))),
+        (None, Some(name)) => Ok(Matches::UnixAbstract(Glob::new(&name))),
     }
 }
 
@@ -430,13 +507,20 @@ fn nets(addresses: OneOrMany<String>, at: &str) -> Result<Vec<IpNet>, ConfigErro
     let addresses = addresses.into_vec().into_iter().enumerate();
     addresses
         .map(|(n, text)| {
-            let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-            net.map(|net| unmapped(&net)).ok_or_else(|| {
-                let at = if many { format!("{at}/{n}") } else { at.to_owned() };
-                let mut error = ConfigError::at(at, format!("{text:?} is neither an address nor a network"));
-                error.hint = Some("write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned());
-                error
-            })
+            let wrong = |message| ConfigError::at(if many { format!("{at}/{n}") } else { at.to_owned() }, message);
+            if let Ok(address) = text.parse::<IpAddr>() {
+                return Ok(unmapped(&address.into()));
+            }
+            let net = text.parse::<IpNet>().map_err(|_| {
+                wrong(format!("{text:?} is neither an address nor a network"))
+                    .hint("write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")
+            })?;
+            // An address with a length that is wrong would be taken for a network far larger than what was meant.
+            if net != net.trunc() {
+                return Err(wrong(format!("{text:?} is an address with the length of a network that it lies in"))
+                    .hint(format!("did you mean {}/{} or {}?", net.addr(), net.max_prefix_len(), net.trunc())));
+            }
+            Ok(unmapped(&net))
         })
         .collect()
 }
@@ -515,12 +599,12 @@ fn show(address: &Address) -> String {
 
 /// The rule that would allow this address, if one can.
 fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
-    let text = |text: &str| serde_json::Value::from(escaped(text)).to_string();
     match address {
-        // Where it is for us cannot be told.
+        // Where it is for us cannot be told, and a star would stand for more.
         Address::Unix(path) if !path.starts_with('/') => None,
-        Address::Unix(path) => Some(format!("{{\"unix\": {}}}", text(path))),
-        Address::UnixAbstract(name) => Some(format!("{{\"unix_abstract\": {}}}", text(name))),
+        Address::Unix(name) | Address::UnixAbstract(name) if name.contains('*') => None,
+        Address::Unix(path) => Some(format!("{{\"unix\": {}}}", json(path))),
+        Address::UnixAbstract(name) => Some(format!("{{\"unix_abstract\": {}}}", json(name))),
         address => {
             let (ip, port, protocol) = (ip(address)?, port(address)?, protocol_of(socket)?.name());
             Some(format!("{{\"{key}\": \"{ip}\", \"ports\": {port}, \"protocol\": \"{protocol}\"}}"))
@@ -528,10 +612,9 @@ fn rule_for(key: &str, socket: &Socket, address: &Address) -> Option<String> {
     }
 }
 
-/// A glob that matches this text and no other.
-fn escaped(text: &str) -> String {
-    let special = |c: char| "*?[]{}!\\".contains(c);
-    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+/// What would be allowed if the section did not say otherwise.
+fn not_spared(rule: &str, reason: String, key: &str) -> Verdict {
+    Verdict::deny(rule, reason).hint(format!("remove \"{key}\": false from network"))
 }
 
 fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Address) -> Verdict {
@@ -542,9 +625,12 @@ fn denied(section: &str, what: &str, key: &str, socket: &Socket, address: &Addre
     }
     let reason = format!("no rule in network.{section} allows {what} {}", show(address));
     let verdict = Verdict::deny(format!("network.{section}"), reason);
-    match rule_for(key, socket, address) {
-        Some(rule) => verdict.hint(format!("add {rule} to network.{section}")),
-        None => verdict,
+    match (rule_for(key, socket, address), address) {
+        (Some(rule), _) => verdict.hint(format!("add {rule} to network.{section}")),
+        (None, Address::Unix(name) | Address::UnixAbstract(name)) if name.contains('*') => {
+            verdict.hint("give it a name without a *, which in a rule stands for more than itself")
+        }
+        _ => verdict,
     }
 }
 
@@ -563,6 +649,21 @@ fn with_family_hint(verdict: Verdict, socket: &Socket) -> Verdict {
 fn family_name(number: u16) -> String {
     let name = FAMILIES.iter().find(|(_, known)| *known == number).map(|(name, _)| format!("the family {name}"));
     name.unwrap_or_else(|| format!("the address family {number}"))
+}
+
+/// What was meant by a family that is none.
+fn family_meant(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    let short = lower.strip_prefix("af_").unwrap_or(&lower);
+    match short {
+        "inet" | "inet6" => "IPv4 and IPv6 are governed by rules in outbound and inbound".to_owned(),
+        "unix" | "local" => "AF_UNIX is governed by rules with \"unix\" or \"unix_abstract\"".to_owned(),
+        short if FAMILIES.iter().any(|(known, _)| *known == short) => format!("did you mean {short:?}?"),
+        _ => {
+            let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
+            format!("known are raw, {}", known.join(", "))
+        }
+    }
 }
 
 /// What JSON Schema needs beyond the types.
@@ -680,6 +781,83 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_no_rule_can_be_denied_too() {
+        let unix = Socket { family: AF_UNIX, kind: SOCK_STREAM, protocol: 0 };
+        let netlink = Socket { family: AF_NETLINK, kind: SOCK_RAW, protocol: NETLINK_ROUTE };
+        let port_0 = tcp([0, 0, 0, 0], 0);
+        let no_name = Endpoint { socket: unix, address: Address::UnixUnnamed };
+        let no_address = Endpoint { address: Address::Unspecified, ..port_0.clone() };
+        for key in ["none", "netlink_route", "unix_sockets", "unix_autobind", "bind_port_0", "dissolve"] {
+            let network =
+                if key == "none" { network("{}") } else { network(&format!(r#"{{"{key}": false}}"#)) }.unwrap();
+            for (of, verdict) in [
+                ("netlink_route", network.socket(&netlink)),
+                ("unix_sockets", network.socket(&unix)),
+                ("unix_autobind", network.bind(&no_name)),
+                ("bind_port_0", network.bind(&port_0)),
+                ("bind_port_0", network.bind(&no_address)),
+                ("dissolve", network.outbound("connect", &no_address)),
+            ] {
+                assert_eq!(ok(&verdict), of != key, "{key}: {of}");
+                if let Verdict::Deny(denial) = verdict {
+                    assert_eq!(denial.hint, Some(format!("remove \"{key}\": false from network")));
+                }
+            }
+        }
+        let network = network(r#"{"bind_port_0": false, "inbound": [{"ports": 0}]}"#).unwrap();
+        assert!(ok(&network.bind(&port_0)));
+    }
+
+    #[test]
+    fn sockets_are_what_their_names_say() {
+        let socket = Socket { family: AF_UNIX, kind: SOCK_STREAM, protocol: 0 };
+        let rules = r#"[{"unix": "/run/[a]?{b}.sock"}, {"unix_abstract": "!x\\"}, {"unix": "/run/app/*.sock"}]"#;
+        let network = network(&format!(r#"{{"outbound": {rules}}}"#)).unwrap();
+        let verdict = |address| network.outbound("connect", &Endpoint { socket, address });
+        let path = |path: &str| verdict(Address::Unix(path.to_owned()));
+        let name = |name: &str| verdict(Address::UnixAbstract(name.to_owned()));
+        assert!(ok(&path("/run/[a]?{b}.sock")) && ok(&path("/run/app/x.sock")) && ok(&name("!x\\")));
+        assert!(!ok(&path("/run/axb.sock")) && !ok(&path("/run/app/x/y.sock")) && !ok(&name("y")));
+        let Verdict::Deny(denial) = path("/run/a*.sock") else { panic!() };
+        assert!(denial.hint.is_some_and(|hint| hint.contains("without a *")));
+    }
+
+    #[test]
+    fn every_family_of_the_kernel_can_be_named() {
+        for (name, number) in FAMILIES {
+            let network = network(&format!(r#"{{"families": ["{name}"]}}"#)).unwrap();
+            for (_, other) in FAMILIES.iter().filter(|(_, other)| *other != AF_NETLINK) {
+                let socket = Socket { family: *other, kind: SOCK_DGRAM, protocol: 0 };
+                assert_eq!(ok(&network.socket(&socket)), other == number, "{name} {other}");
+            }
+        }
+        for (name, hint) in [("AF_VSOCK", "did you mean \"vsock\"?"), ("unix", "unix_abstract"), ("x", "x25, rose")] {
+            let error = network(&format!(r#"{{"families": ["{name}"]}}"#)).unwrap_err();
+            assert!(error.hint.as_ref().is_some_and(|said| said.contains(hint)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_written_by_its_first_address() {
+        for (text, hint) in [
+            ("127.0.0.1/0", "did you mean 127.0.0.1/32 or 0.0.0.0/0?"),
+            ("10.1.2.3/8", "did you mean 10.1.2.3/32 or 10.0.0.0/8?"),
+            ("2001:db8::1/32", "did you mean 2001:db8::1/128 or 2001:db8::/32?"),
+            ("::ffff:10.0.0.1/104", "did you mean ::ffff:10.0.0.1/128 or ::ffff:10.0.0.0/104?"),
+        ] {
+            for key in ["to", "on", "from"] {
+                let direction = if key == "to" { "outbound" } else { "inbound" };
+                let error = network(&format!(r#"{{"{direction}": [{{"{key}": "{text}"}}]}}"#)).unwrap_err();
+                assert_eq!(error.pointer, format!("/network/{direction}/0/{key}"));
+                assert_eq!(error.hint.as_deref(), Some(hint), "{text}");
+            }
+        }
+        for text in ["127.0.0.1/32", "0.0.0.0/0", "::ffff:10.0.0.0/104", "::1/128", "::/0", "10.1.2.3"] {
+            network(&format!(r#"{{"outbound": [{{"to": "{text}"}}]}}"#)).unwrap();
+        }
+    }
+
+    #[test]
     fn a_rule_with_peers_lets_no_datagrams_in() {
         let network = network(r#"{"inbound": [{"ports": 80, "from": "10.0.0.0/8"}]}"#).unwrap();
         let udp = Socket { family: AF_INET, kind: SOCK_DGRAM, protocol: 17 };
@@ -711,7 +889,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn a_network_holds_the_addresses_whose_first_bits_are_its_own(a: u32, b: u32, bits in 0_u8..=32) {
-            let text = format!("{}/{bits}", Ipv4Addr::from(a));
+            let first = a & u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            let text = format!("{}/{bits}", Ipv4Addr::from(first));
             let network = network(&format!(r#"{{"outbound": [{{"to": "{text}"}}]}}"#)).unwrap();
             let expected = bits == 0 || (a ^ b) >> (32 - u32::from(bits)) == 0;
             let b = if b == 0 { 1 } else { b };

@@ -3,12 +3,16 @@
 //! serde is made for programs that talk to each other, and is lenient where a person's mistake in a policy must not pass: a
 //! struct may be written as a list, and `null` stands for an absent value. [`Object`] and [`present`] are stricter.
 
+mod words;
+
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_path_to_error::Segment;
+
+pub use self::words::{in_words, meant, syntax};
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +46,34 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Mistake> {
         if let Some(twice) = message.strip_prefix("duplicate field `") {
             pointer = format!("{pointer}/{}", escaped(twice.trim_end_matches('`')));
         }
+        let message = if message == WORDLESS { words_for::<T>(text, &pointer).unwrap_or(message) } else { message };
         Mistake::new(pointer, message)
     })?;
     json.end().map_err(|error| Mistake { pointer: String::new(), message: without_place(&error), hint: None })?;
     Ok(value)
+}
+
+/// What serde_json says of a value that should be one of some words and is no text: not what the words are.
+const WORDLESS: &str = "expected value";
+
+/// What should have been said then: a text that is none of the words, in the value's place, brings them to light.
+fn words_for<T: DeserializeOwned>(text: &str, pointer: &str) -> Option<String> {
+    use serde_json::Value;
+    let mut document: Value = serde_json::from_str(text).ok()?;
+    let value = document.pointer_mut(pointer)?;
+    let found = match std::mem::replace(value, Value::from("")) {
+        Value::Null => "null".to_owned(),
+        Value::Array(_) => "sequence".to_owned(),
+        Value::Object(_) => "map".to_owned(),
+        Value::Bool(truth) => format!("boolean `{truth}`"),
+        other => format!("integer `{other}`"),
+    };
+    let error = serde_json::from_str::<T>(&document.to_string()).err()?.to_string();
+    let expected = error.strip_prefix("unknown variant ``, expected ").map(|words| {
+        let words: Vec<String> = words.split('`').skip(1).step_by(2).map(|word| format!("`{word}`")).collect();
+        format!("one of {}", words.join(", "))
+    });
+    Some(format!("invalid type: {found}, expected {}", expected.as_deref().unwrap_or("string or map")))
 }
 
 /// serde_json ends its messages with the place that it stopped at, which is not always the one that is shown.
@@ -207,6 +235,26 @@ mod tests {
             assert_eq!(mistake.pointer, place, "{text}: {mistake:?}");
             assert!(mistake.message.starts_with(part), "{text}: {mistake:?}");
             assert!(!mistake.message.contains(" at line "), "{text}: {mistake:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_should_be_a_word_is_told_which() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Word {
+            One,
+            Two,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code)]
+        struct Words {
+            words: Vec<Word>,
+        }
+        for (value, found) in [("6", "integer `6`"), ("null", "null"), ("[\"one\"]", "sequence")] {
+            let mistake = from_str::<Words>(&format!(r#"{{"words": ["two", {value}]}}"#)).unwrap_err();
+            assert_eq!(mistake.pointer, "/words/1");
+            assert_eq!(mistake.message, format!("invalid type: {found}, expected one of `one`, `two`"));
         }
     }
 

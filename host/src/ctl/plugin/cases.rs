@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use callgate_json::{Mistake, Object, from_str, present, without_place};
+use callgate_json::{Mistake, Object, from_str, present};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -143,7 +143,7 @@ pub(super) fn load(path: &Path) -> Result<(Vec<Case>, Source)> {
 
 fn parse(source: &Source) -> Result<Vec<Case>, PolicyError> {
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
-        return Err(source.error_at_line(error.line(), error.column(), without_place(&error)));
+        return Err(source.no_json(&error));
     }
     let at = |place: String| move |m: Mistake| source.mistake(&format!("{place}{}", m.pointer), m.message, m.hint);
     let Object(document): Object<Document> = from_str(&source.text).map_err(at(String::new()))?;

@@ -36,9 +36,7 @@ pub(super) fn read(source: &Source) -> Result<Log, PolicyError> {
     let mut values = serde_json::Deserializer::from_str(&source.text).into_iter::<&RawValue>();
     let (mut line, mut counted) = (1, 0);
     while let Some(value) = values.next() {
-        let value = value.map_err(|error| {
-            source.error_at_line(error.line(), error.column(), callgate_json::without_place(&error))
-        })?;
+        let value = value.map_err(|error| source.no_json(&error))?;
         let start = values.byte_offset() - value.get().len();
         line += source.text[counted..start].matches('\n').count();
         counted = start;

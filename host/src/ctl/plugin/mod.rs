@@ -25,7 +25,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use callgate_json::without_place;
 
 pub use self::report::Format;
 pub use self::sandbox::Limits;
@@ -42,7 +41,7 @@ pub fn config(argument: Option<&OsStr>) -> Result<Source> {
         Some(file) => document(Path::new(file))?,
     };
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&source.text) {
-        return Err(source.error_at_line(error.line(), error.column(), without_place(&error)).into());
+        return Err(source.no_json(&error).into());
     }
     Ok(source)
 }

@@ -2,12 +2,14 @@
 //!
 //! May depend on everything that `wrap` may.
 
+mod allowlist;
+
 use std::fmt::Write;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::event::{EventKind, EventKinds};
 use crate::plugin::{Engine, Plugin};
@@ -22,11 +24,16 @@ use crate::wrap;
 /// A mistake in the policy.
 pub fn check(path: &Path) -> Result<String> {
     let (policy, source) = Policy::load(path)?;
-    let chain = wrap::load(&Engine::new()?, &policy, &source)?;
+    let engine = Engine::new()?;
+    let _clock = engine.start_clock().context("cannot start a thread")?;
+    let mut chain = wrap::load_running(&engine, &policy, &source)?;
     let mut report = Report { text: format!("{}: valid\n", path.display()), warnings: Vec::new(), source: &source };
     report.of_policy(&policy);
-    for (settings, plugin) in policy.plugins.iter().zip(chain.plugins()) {
-        report.of_plugin(settings, plugin);
+    for (index, settings) in policy.plugins.iter().enumerate() {
+        chain.plugins().skip(index).take(1).for_each(|plugin| report.of_plugin(settings, plugin));
+        if settings.source == PluginSource::Builtin {
+            allowlist::report(&mut report, settings, &mut chain);
+        }
     }
     let free: Vec<&str> =
         EventKind::ALL.into_iter().filter(|kind| !chain.subscriptions().contains(*kind)).map(EventKind::name).collect();
@@ -127,44 +134,10 @@ impl Report<'_> {
                 &format!("plugin {name:?} is in dry-run: what it denies happens"),
             );
         }
-        match &settings.source {
-            PluginSource::File { path, .. } => {
-                if others_can_write(path) {
-                    let warning = format!("everybody can write {}", path.display());
-                    self.warn(&format!("{}/path", settings.place), &warning);
-                }
-            }
-            PluginSource::Builtin => self.of_executables(settings),
-        }
-    }
-
-    /// What the allowlist's lists of executables mean here.
-    fn of_executables(&mut self, settings: &PluginSettings) {
-        let Ok(config) = serde_json::from_str::<serde_json::Value>(&settings.config) else { return };
-        let entries = |key: &str| {
-            let list = config.get(key).and_then(serde_json::Value::as_array).into_iter().flatten();
-            list.filter_map(|entry| Some(entry.as_str()?.to_owned())).enumerate().collect::<Vec<_>>()
-        };
-        let place = |key: &str, index: usize| format!("{}/{key}/{index}", settings.config_place);
-        let denied = entries("deny_executables");
-        if config.get("allow_executables").is_some() {
-            let count = entries("allow_executables").len();
-            let what = if count == 1 { "entry" } else { "entries" };
-            self.line(&format!("  allows the executables of {count} {what} and no others"));
-        } else if !denied.is_empty() {
-            self.line("  allows every executable that is not denied");
-            let warning = "without allow_executables a copy of a denied file runs under any other name";
-            self.warn(&format!("{}/deny_executables", settings.config_place), warning);
-        }
-        for (index, entry) in entries("allow_executables") {
-            for warning in surprises(&entry) {
-                self.warn(&place("allow_executables", index), &warning);
-            }
-        }
-        for (index, entry) in denied {
-            if let Surroundings::Missing = look(&entry) {
-                self.warn(&place("deny_executables", index), &format!("there is no {entry} yet"));
-            }
+        if let PluginSource::File { path, .. } = &settings.source
+            && others_can_write(path)
+        {
+            self.warn(&format!("{}/path", settings.place), &format!("everybody can write {}", path.display()));
         }
     }
 }
@@ -181,77 +154,6 @@ fn names(kinds: EventKinds) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-/// What is at the path of an entry.
-enum Surroundings {
-    /// The entry is a digest or a glob.
-    Several,
-    Missing,
-    There(Metadata),
-}
-
-fn look(entry: &str) -> Surroundings {
-    if !entry.starts_with('/') || entry.contains(['*', '?', '[', '{']) {
-        return Surroundings::Several;
-    }
-    fs::metadata(entry).map_or(Surroundings::Missing, Surroundings::There)
-}
-
-/// What about an allowed executable may surprise.
-fn surprises(entry: &str) -> Vec<String> {
-    let metadata = match look(entry) {
-        Surroundings::Several => return Vec::new(),
-        Surroundings::Missing => return vec![format!("there is no {entry}; whoever makes it may run it")],
-        Surroundings::There(metadata) => metadata,
-    };
-    let mut warnings = Vec::new();
-    if metadata.is_dir() {
-        if !entry.ends_with('/') {
-            warnings
-                .push(format!("{entry} is a directory, so this allows nothing; with a / at the end, what is in it"));
-        } else if metadata.permissions().mode() & 0o002 != 0 {
-            warnings.push(format!("everybody can put a program into {entry}"));
-        }
-        return warnings;
-    }
-    let real = fs::canonicalize(entry).unwrap_or_else(|_| entry.into());
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (asked, real_name) = (name(Path::new(entry)), name(&real));
-    if asked != real_name {
-        warnings.push(format!(
-            "{entry} leads to {}, and it is that file which is allowed, by whatever name",
-            real.display()
-        ));
-    }
-    if metadata.permissions().mode() & 0o111 == 0 {
-        warnings.push(format!("{entry} is not executable"));
-    }
-    if others_can_write(&real) {
-        warnings.push(format!("everybody can write {}", real.display()));
-    }
-    if let Some(what) = runs_anything(&real_name) {
-        warnings.push(format!("{entry} is {what}"));
-    }
-    warnings
-}
-
 fn others_can_write(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0)
-}
-
-/// Programs that do what a file or an argument tells them: what is allowed is more than the name says.
-fn runs_anything(name: &str) -> Option<&'static str> {
-    const SHELLS: &[&str] = &["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox", "toybox"];
-    const LANGUAGES: &[&str] =
-        &["python", "perl", "ruby", "node", "php", "lua", "luajit", "tclsh", "java", "gawk", "mawk", "awk", "gdb"];
-    // `python3.11` is python.
-    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-    if name.starts_with("ld-") || name.starts_with("ld.so") {
-        Some("a dynamic loader, which runs any program that it is given")
-    } else if SHELLS.contains(&name) {
-        Some("a shell: it runs any script, if not every program")
-    } else if LANGUAGES.contains(&stem) {
-        Some("an interpreter: it runs any script")
-    } else {
-        None
-    }
 }
