@@ -54,6 +54,7 @@
 extern crate self as callgate_sdk;
 
 mod export;
+mod glob;
 mod host;
 #[cfg(any(feature = "log", feature = "tracing"))]
 mod logging;
@@ -97,6 +98,7 @@ pub use bindings::callgate::policy::types::{
 #[doc(hidden)]
 pub use export::start;
 pub use export::{configure, decide};
+pub use glob::Glob;
 pub use host::{ancestors, canonical_path, digest, environment, log, names, standard_stream, started_ms};
 
 /// A plugin, with a method for each kind of event. It is asked about the kinds whose methods are written; the attribute

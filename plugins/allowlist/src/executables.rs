@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use callgate_sdk::{ConfigError, Exec, File, FileRole, Verdict, canonical_path, digest};
+use callgate_sdk::{ConfigError, Exec, File, FileRole, Glob, Verdict, canonical_path, digest};
 
 use crate::forms::json;
-use crate::globs::{Glob, Globs};
+use crate::globs::Globs;
 
 /// The lists, compiled.
 #[derive(Debug)]

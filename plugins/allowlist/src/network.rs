@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Object, Socket, Verdict, present};
+use callgate_sdk::{Accepted, Address, ConfigError, Endpoint, Glob, Object, Socket, Verdict, present};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::addresses::Addresses;
 use crate::forms::{OneOrMany, Span, json};
-use crate::globs::{Glob, Globs};
+use crate::globs::Globs;
 
 /// Who may be reached, and by whom. What no rule allows is denied, in every family. TCP and UDP sockets may be made, because it
 /// is their addresses that are governed; and what ordinary programs cannot do without is allowed unless `netlink_route`,

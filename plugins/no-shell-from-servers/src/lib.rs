@@ -6,16 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use callgate_sdk::{ConfigError, Event, Exec, Plugin, Subject, Verdict, ancestors, canonical_path};
+use callgate_sdk::{ConfigError, Event, Exec, Glob, Plugin, Subject, Verdict, ancestors, canonical_path};
 use callgate_shells::Shells;
-use glob_match::glob_match;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// The plugin, configured.
 #[derive(Debug)]
 pub struct NoShellFromServers {
-    servers: Vec<String>,
+    /// By their names.
+    named: Vec<Glob>,
+    /// By their paths.
+    placed: Vec<Glob>,
     shells: Shells,
     except: Vec<String>,
     /// Processes that have run a server: what they run now, and the server.
@@ -99,8 +101,11 @@ impl Plugin for NoShellFromServers {
             }
             Err(ConfigError::at(format!("/except/{index}"), format!("{path:?} is no absolute path")))
         });
+        let (paths, names): (Vec<&str>, Vec<&str>) =
+            config.servers.iter().map(String::as_str).partition(|server| server.starts_with('/'));
         Ok(Self {
-            servers: config.servers,
+            named: SERVERS.iter().copied().chain(names).map(Glob::new).collect(),
+            placed: paths.into_iter().map(Glob::new).collect(),
             shells: Shells::and(config.shells),
             except: except.collect::<Result<_, _>>()?,
             former: BTreeMap::new(),
@@ -150,8 +155,7 @@ impl NoShellFromServers {
 
     fn is_server(&self, executable: &str) -> bool {
         let name = executable.rsplit('/').next().unwrap_or_default();
-        let is = |pattern: &str| glob_match(pattern, if pattern.starts_with('/') { executable } else { name });
-        SERVERS.iter().any(|pattern| is(pattern)) || self.servers.iter().any(|pattern| is(pattern))
+        self.named.iter().any(|glob| glob.matches(name)) || self.placed.iter().any(|glob| glob.matches(executable))
     }
 }
 

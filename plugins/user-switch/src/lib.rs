@@ -2,8 +2,7 @@
 //!
 //! Giving up rights for good is no switch: a process that keeps only its own effective user and group is let through.
 
-use callgate_sdk::{ConfigError, Credentials, Event, Object, Plugin, Verdict, present};
-use glob_match::glob_match;
+use callgate_sdk::{ConfigError, Credentials, Event, Glob, Object, Plugin, Verdict, present};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -91,7 +90,8 @@ impl Plugin for UserSwitch {
 
 impl Switch {
     fn may(&self, program: &str, uid: u32) -> bool {
-        let program = self.programs.as_ref().is_none_or(|list| list.iter().any(|pattern| glob_match(pattern, program)));
+        let program =
+            self.programs.as_ref().is_none_or(|list| list.iter().any(|glob| Glob::new(glob).matches(program)));
         program && self.from.as_ref().is_none_or(|from| from.contains(&uid))
     }
 }
