@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::stat::Mode as FileMode;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use crate::event::{EventKind, EventKinds};
@@ -19,6 +19,7 @@ use crate::policy::{Guarantee, Mode};
 use crate::sys::credentials::capability_sets;
 use crate::sys::notify::Listener;
 use crate::sys::pidfd;
+use crate::sys::wait::{Whom, wait};
 
 /// For each guarantee: that it holds, or why it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +121,10 @@ const NETWORK: EventKinds = EventKinds::NONE
 fn can_hold(command: Pid) -> Result<(), String> {
     let held = ptrace::seize(command, ptrace::Options::empty()).and_then(|()| {
         ptrace::interrupt(command)?;
-        waitpid(command, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD))?;
+        wait(
+            Whom::One(command),
+            WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED,
+        )?;
         ptrace::detach(command, None)
     });
     held.map_err(|error| {

@@ -653,3 +653,82 @@ fn callgate_under_callgate_says_that_there_is_another_above() {
         assert!(outcome.stderr.contains("another supervisor is above already"), "{outcome:?}");
     }
 }
+
+/// Children that run a program, every other one from a second thread, and are killed meanwhile.
+const STRUCK: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void *runs(void *unused) { execl("/bin/true", "true", NULL); return unused; }
+int main(int argc, char **argv) {
+    int number = atoi(argv[1]), rounds = argc > 2 ? atoi(argv[2]) : 0;
+    for (int i = 0; i < rounds; i++) {
+        pid_t child = fork();
+        if (!child) {
+            pthread_t thread;
+            if (i % 2) { pthread_create(&thread, NULL, runs, NULL); pthread_join(thread, NULL); }
+            runs(NULL);
+            _exit(98);
+        }
+        usleep(i * 37 % 1500);
+        kill(child, number);
+        int status;
+        alarm(20);
+        if (waitpid(child, &status, 0) != child || (WIFEXITED(status) && WEXITSTATUS(status))) return 3;
+    }
+    return 0;
+}
+"#;
+
+#[test]
+fn real_time_signals_end_processes_as_others_do() {
+    let fixture = Fixture::new(serde_json::json!({ "allow_executables": ["/"] }));
+    for number in [34, 40, 64] {
+        let line = format!("kill -{number} $$");
+        for first in [false, true] {
+            let mut command = fixture.callgate();
+            command.args(["bash", "-c", &line]);
+            let outcome = run(&mut if first { contained(&command) } else { command });
+            assert_eq!(outcome.code(), 128 + number, "first: {first}: {outcome:?}");
+        }
+    }
+    // Orphans, of which the last goes when the command has gone.
+    let orphans =
+        "(setsid bash -c 'kill -40 $$' &); (setsid bash -c 'sleep 0.3; kill -41 $$' &); (setsid sleep 0.4 &); exit 5";
+    let begun = Instant::now();
+    let outcome = fixture.bash(orphans);
+    assert_eq!(outcome.code(), 5, "{outcome:?}");
+    let pids = || run(Command::new("pgrep").args(["-f", fixture.policy().to_str().unwrap()])).stdout;
+    eventually("nothing is left", || pids().is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let struck = fixture.compile("struck", STRUCK, &[]);
+    for number in ["9", "40"] {
+        let outcome = fixture.run(&[struck.to_str().unwrap(), number, "300"]);
+        assert_eq!(outcome.code(), 0, "{number}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_group_that_is_stopped_and_continued_goes_on() {
+    let fixture = Fixture::new(serde_json::json!({ "allow_executables": ["/"] }));
+    for _ in 0..5 {
+        let mut command = fixture.callgate();
+        command.args(["bash", "-c", "echo ready; read -r; exit 6"]).process_group(0);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let group = Pid::from_raw(-(child.id() as i32));
+        let is = |states: &str| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+            states.contains(stat.rsplit_once(')').unwrap().1.trim_start().chars().next().unwrap())
+        };
+        kill(group, Signal::SIGSTOP).unwrap();
+        eventually("callgate is stopped", || is("T"));
+        // Time for what is said of the command's stop to arrive.
+        std::thread::sleep(Duration::from_millis(30));
+        kill(group, Signal::SIGCONT).unwrap();
+        drop(child.stdin.take());
+        assert_eq!(finish(child).code(), 6);
+    }
+}

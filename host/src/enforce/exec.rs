@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, fstatat};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use crate::decide::FileRole;
@@ -28,6 +28,7 @@ use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
 use crate::sys::mapping::{self, Mapped, ToBe};
 use crate::sys::notify::{Answer, Listener};
+use crate::sys::wait::{Change, On, Whom, go_on, wait};
 
 /// How a verified call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +83,7 @@ impl Holder {
             return;
         }
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WEXITED;
-        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+        while wait(Whom::One(pid), flags) == Err(Errno::EINTR) {}
     }
 }
 
@@ -196,20 +197,20 @@ fn made_again(
                 again.is_expected(caller.tid);
                 return Ok(Verified::Gone);
             }
-            Some(WaitStatus::PtraceSyscall(_)) if expected => break check(),
-            Some(WaitStatus::PtraceSyscall(_)) => {
+            Some(Change::Syscall) if expected => break check(),
+            Some(Change::Syscall) => {
                 // A handler of a signal may have run meanwhile, and makes a call of its own.
                 let call = traced::current_call(view, caller.tid).unwrap_or_default();
                 if call.split(' ').next() != Some(&libc::SYS_setgroups.to_string()) {
                     break None;
                 }
                 expected = again.threads().insert(caller.tid);
-                None
+                0
             }
-            Some(WaitStatus::Stopped(_, signal)) => Some(signal),
-            Some(_) => None,
+            Some(Change::Signal(signal)) => signal,
+            Some(_) => 0,
         };
-        let _ = ptrace::syscall(thread, signal);
+        let _ = go_on(thread, On::ToSyscall, signal);
     };
     again.is_expected(caller.tid);
     if wrong.is_some() {
@@ -220,20 +221,20 @@ fn made_again(
 }
 
 /// The next stop of a thread that we hold; `None` if it has ended.
-fn next_stop(holder: &Holder, thread: Pid) -> Option<WaitStatus> {
+fn next_stop(holder: &Holder, thread: Pid) -> Option<Change> {
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
         let peek = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
-        match waitid(Id::Pid(thread), peek) {
-            Err(Errno::EINTR) => {}
+        match wait(Whom::One(thread), peek) {
+            Err(Errno::EINTR) | Ok(None) => {}
             Err(_) => return None,
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+            Ok(Some((_, change))) if change.is_end() => {
                 holder.reap(thread);
                 return None;
             }
-            Ok(_) => match waitpid(thread, Some(flags | WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {}
-                Ok(stop) => return Some(stop),
+            Ok(Some(_)) => match wait(Whom::One(thread), flags | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
+                Ok(None) | Err(Errno::EINTR) => {}
+                Ok(Some((_, stop))) => return Some(stop),
                 Err(_) => return None,
             },
         }
@@ -292,34 +293,30 @@ fn held(
 fn wait_for_stop(holder: &Holder, caller: &Caller) -> Option<(Pid, bool)> {
     const EXEC: i32 = ptrace::Event::PTRACE_EVENT_EXEC as i32;
     let leads = caller.tid == caller.pid;
-    let which = || if leads { Id::Pid(Pid::from_raw(caller.tid as i32)) } else { Id::All };
+    let which = if leads { Whom::One(Pid::from_raw(caller.tid as i32)) } else { Whom::Any };
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
         // Only looked at: the end of a process that is also our child is the business of the thread that reaps.
-        let peek = waitid(which(), flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT);
-        match peek {
-            Err(Errno::EINTR) => {}
+        match wait(which, flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT) {
+            Err(Errno::EINTR) | Ok(None) => {}
             Err(_) => return None,
-            Ok(status) => {
-                let pid = status.pid()?;
-                match status {
-                    WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                        holder.reap(pid);
-                        if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.pid {
-                            return None;
-                        }
+            Ok(Some((pid, change))) if change.is_end() => {
+                holder.reap(pid);
+                if pid.as_raw() as u32 == caller.tid || pid.as_raw() as u32 == caller.pid {
+                    return None;
+                }
+            }
+            // Letting go of it takes the stop with it. Not where it has come by another number: such a one cannot be
+            // let go before its stop was waited for (`looks_like_a_spurious_pid`, kernel/ptrace.c).
+            Ok(Some((pid, Change::Event(EXEC)))) if leads => return Some((pid, true)),
+            Ok(Some((pid, _))) => {
+                match wait(Whom::One(pid), flags | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
+                    Ok(Some((pid, Change::Event(event)))) => return Some((pid, event == EXEC)),
+                    // A signal on its way to the caller goes on; the stop that we asked for follows.
+                    Ok(Some((pid, Change::Signal(signal)))) => {
+                        let _ = go_on(pid, On::ToStop, signal);
                     }
-                    // Letting go of it takes the stop with it. Not where it has come by another number: such a one cannot be
-                    // let go before its stop was waited for (`looks_like_a_spurious_pid`, kernel/ptrace.c).
-                    WaitStatus::PtraceEvent(pid, _, EXEC) if leads => return Some((pid, true)),
-                    _ => match waitpid(pid, Some(flags | WaitPidFlag::WNOHANG)) {
-                        Ok(WaitStatus::PtraceEvent(pid, _, event)) => return Some((pid, event == EXEC)),
-                        // A signal on its way to the caller goes on; the stop that we asked for follows.
-                        Ok(WaitStatus::Stopped(pid, signal)) => {
-                            let _ = ptrace::cont(pid, signal);
-                        }
-                        _ => {}
-                    },
+                    _ => {}
                 }
             }
         }

@@ -30,9 +30,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use super::exec::{Holder, Verified};
@@ -41,6 +40,7 @@ use crate::intercept::path::View;
 use crate::sys::injection;
 use crate::sys::notify::{Answer, Listener};
 use crate::sys::pidfd;
+use crate::sys::wait::{Change, On, Whom, go_on, wait};
 
 /// How long a tracer may take to stop. As a rule it waits for its tracees.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -219,18 +219,25 @@ impl Tracer {
         Some(tracer)
     }
 
+    /// What has become of it since the last time, if something has.
+    fn change(&self) -> Result<Option<Change>, Errno> {
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
+        let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED;
+        Ok(wait(Whom::One(self.thread), flags)?.map(|(_, change)| change))
+    }
+
     /// Stops it, or finds it where it cannot go on before the caller's exec is over.
     fn stop(&mut self, view: &View, caller: &Caller, deadline: Instant) -> bool {
         loop {
-            match waitpid(self.thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::PtraceEvent(_, _, event)) => {
+            match self.change() {
+                Ok(Some(Change::Event(event))) => {
                     self.stopped = true;
                     return event != ptrace::Event::PTRACE_EVENT_EXIT as i32;
                 }
-                Ok(WaitStatus::Stopped(_, signal)) => {
-                    let _ = ptrace::cont(self.thread, signal);
+                Ok(Some(Change::Signal(signal))) => {
+                    let _ = go_on(self.thread, On::ToStop, signal);
                 }
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {
+                Ok(None) | Err(Errno::EINTR) => {
                     if self.waits_in_vfork(view, caller) {
                         return true;
                     }
@@ -294,13 +301,13 @@ impl Drop for Tracer {
     fn drop(&mut self) {
         // Not stopped yet, or killed meanwhile: then there is a stop to wait for, or its end.
         while ptrace::detach(self.thread, None).is_err() {
-            match waitpid(self.thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Stopped(_, signal)) if signal != Signal::SIGTRAP => {
-                    let _ = ptrace::detach(self.thread, signal);
+            match self.change() {
+                Ok(Some(Change::Signal(signal))) if signal != libc::SIGTRAP => {
+                    let _ = go_on(self.thread, On::Free, signal);
                     return;
                 }
-                Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_micros(50)),
-                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => return,
+                Ok(None) => std::thread::sleep(Duration::from_micros(50)),
+                Ok(Some(Change::Exited(_) | Change::Killed(_))) | Err(Errno::ECHILD) => return,
                 Ok(_) | Err(_) => {}
             }
         }

@@ -16,13 +16,14 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::ptrace;
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use crate::enforce::exec::Holder;
 use crate::intercept::caller::{Caller, Status};
 use crate::sys::interruption::{self, uninterrupted};
 use crate::sys::notify::{Answer, Listener};
+use crate::sys::wait::{Whom, wait};
 
 /// Why a wait has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,7 +253,7 @@ pub fn interrupt(listener: &Listener, holder: &Holder, id: u64, caller: &Caller,
     // Only looked at: if it has died and is our child as well, its status is for the thread that reaps.
     let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
     let flags = flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-    let _ = uninterrupted(|| waitid(Id::Pid(pid), flags));
+    let _ = uninterrupted(|| wait(Whom::One(pid), flags));
     holder.release(pid);
     sent
 }

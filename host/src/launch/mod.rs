@@ -35,7 +35,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{Pid, getpid, getsid, pipe2, setsid};
 
 use crate::intercept::calls::Protected;
@@ -43,6 +43,7 @@ use crate::log;
 use crate::sys::notify::Listener;
 use crate::sys::process::{self, Command, Forked, Sent, Session, Setup, Timers};
 use crate::sys::seccomp::{self, Filter};
+use crate::sys::wait::{Change, Whom, wait};
 
 /// What is to be run, and under what.
 #[derive(Debug)]
@@ -355,8 +356,8 @@ fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> 
     let patience = Instant::now() + Duration::from_secs(30);
     // The child shares our descriptors, also the other end of this pipe: its death would go unnoticed.
     while poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u8))? == 0 {
-        let gone = waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
-            .is_ok_and(|status| status != WaitStatus::StillAlive);
+        let gone = wait(Whom::One(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
+            .is_ok_and(|change| change.is_some());
         anyhow::ensure!(!gone && Instant::now() < patience, "the command's process did not start");
     }
     let mut number = [0; 4];
@@ -473,18 +474,18 @@ fn watch_stops(command: Pid) -> io::Result<()> {
         let mut stopped = false;
         loop {
             // What is stopped could go on and be stopped again without our noticing, if we waited for either.
-            match waitid(Id::Pid(command), if stopped { flags | WaitPidFlag::WNOHANG } else { flags }) {
-                Ok(WaitStatus::Stopped(..)) => {
+            match wait(Whom::One(command), if stopped { flags | WaitPidFlag::WNOHANG } else { flags }) {
+                Ok(Some((_, Change::Stopped(_)))) => {
                     stopped = true;
                     let _ = wake();
                     std::thread::sleep(LOOK);
                 }
-                Ok(WaitStatus::StillAlive) => {
+                Ok(None) => {
                     stopped = false;
                     let _ = wake();
                 }
                 // Held by another thread of ours; how it is otherwise shows afterwards.
-                Ok(WaitStatus::PtraceEvent(..) | WaitStatus::PtraceSyscall(_)) => std::thread::sleep(LOOK),
+                Ok(Some((_, change))) if !change.is_end() => std::thread::sleep(LOOK),
                 Err(Errno::EINTR) => {}
                 _ => return,
             }
@@ -505,9 +506,9 @@ enum Stop {
 
 fn stop_of(command: Pid) -> Stop {
     let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match waitid(Id::Pid(command), flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD) {
-        Ok(WaitStatus::Stopped(_, signal)) => Stop::By(signal as i32),
-        Ok(WaitStatus::PtraceEvent(..) | WaitStatus::PtraceSyscall(_)) => Stop::Held,
+    match wait(Whom::One(command), flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD) {
+        Ok(Some((_, Change::Stopped(signal)))) => Stop::By(signal),
+        Ok(Some((_, Change::Event(_) | Change::Signal(_) | Change::Syscall))) => Stop::Held,
         _ => Stop::None,
     }
 }
@@ -528,16 +529,16 @@ fn reap(command: Pid) -> (Option<u8>, bool) {
     let mut found = None;
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
     loop {
-        let pid = match waitid(Id::All, flags | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL) {
+        let pid = match wait(Whom::Any, flags | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL) {
             Err(Errno::ECHILD) => return (found, true),
-            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => pid,
+            Ok(Some((pid, change))) if change.is_end() => pid,
             Err(Errno::EINTR) => continue,
             // Nothing yet; or a stop, which belongs to the thread that holds it.
             _ => return (found, false),
         };
-        match waitid(Id::Pid(pid), flags | WaitPidFlag::__WALL) {
-            Ok(WaitStatus::Exited(_, code)) if pid == command => found = Some(code as u8),
-            Ok(WaitStatus::Signaled(_, signal, _)) if pid == command => found = Some(128 + signal as i32 as u8),
+        match wait(Whom::One(pid), flags | WaitPidFlag::__WALL) {
+            Ok(Some((_, Change::Exited(code)))) if pid == command => found = Some(code as u8),
+            Ok(Some((_, Change::Killed(signal)))) if pid == command => found = Some(128 + signal as u8),
             _ => {}
         }
     }
@@ -568,25 +569,31 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
         loop {
             match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
                 Ok(None) if !guardian.bereft => break,
-                Ok(Some(News::Stopped(signal, time))) if time == guardian.resumed => guardian.stop(signal),
+                Ok(Some(News::Stopped(signal, time))) => {
+                    // The whole group may have been stopped, and we with it, and have gone on since.
+                    guardian.pass_signals_on(true);
+                    if time == guardian.resumed {
+                        guardian.stop(signal);
+                    }
+                }
                 Ok(Some(News::StillStopped(signal, time))) if time == guardian.resumed => {
                     guardian.pass_signals_on(true);
                     if guardian.stop_key { guardian.stop(signal) } else { guardian.order(Order::Continue(time)) }
                 }
-                Ok(Some(News::Stopped(..) | News::StillStopped(..))) => {}
+                Ok(Some(News::StillStopped(..))) => {}
                 Ok(Some(News::Ended(status))) => return Ok(status),
                 Ok(Some(News::Over(status))) => {
-                    let _ = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
+                    let _ = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
                     return Ok(status);
                 }
                 Ok(None) | Err(_) => {
                     // It is gone, and did not say that all is well. (Until it runs, the command has the socket as well.)
-                    let failed = waitid(Id::Pid(supervisor), WaitPidFlag::WEXITED);
+                    let failed = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
                     end_all();
                     let how = match failed {
-                        Ok(WaitStatus::Exited(_, 125)) => return Ok(125), // it has said why
-                        Ok(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
-                        Ok(WaitStatus::Exited(_, status)) => format!("has ended with status {status}"),
+                        Ok(Some((_, Change::Exited(125)))) => return Ok(125), // it has said why
+                        Ok(Some((_, Change::Killed(signal)))) => format!("was killed by {}", named(signal)),
+                        Ok(Some((_, Change::Exited(status)))) => format!("has ended with status {status}"),
                         _ => "is gone".to_owned(),
                     };
                     log::say(&format!("the supervisor {how}; the command and what it started were ended"));
@@ -609,12 +616,15 @@ impl Guardian<'_> {
             let signal = sent(&signal);
             if signal.number == libc::SIGCHLD {
                 let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-                self.bereft |= waitid(Id::Pid(self.supervisor), flags) != Ok(WaitStatus::StillAlive);
+                self.bereft |= wait(Whom::One(self.supervisor), flags) != Ok(None);
             }
             if reached_the_group(&signal, self.leads_session) {
                 self.stop_key |= matches!(signal.number, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
             } else if !is_about_us(&signal) && (also_continue || signal.number != libc::SIGCONT) {
                 self.order(Order::Signal(signal));
+            }
+            if also_continue && signal.number == libc::SIGCONT {
+                self.goes_on();
             }
         }
     }
@@ -628,9 +638,18 @@ impl Guardian<'_> {
             process::stop_by(signal);
         }
         self.pass_signals_on(false);
+        self.goes_on();
+    }
+
+    /// We were stopped, by ourselves or with the group, and go on: what was said before is out of date.
+    fn goes_on(&mut self) {
         self.resumed = self.resumed.wrapping_add(1);
         self.order(Order::Resumed(self.resumed));
     }
+}
+
+fn named(signal: i32) -> String {
+    Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
 }
 
 fn sent(signal: &nix::sys::signalfd::siginfo) -> Sent {
@@ -689,9 +708,9 @@ fn end_all() {
         }
         let mut flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
         loop {
-            match waitid(Id::All, flags) {
+            match wait(Whom::Any, flags) {
                 Err(Errno::ECHILD) => return,
-                Ok(WaitStatus::StillAlive) => break,
+                Ok(None) => break,
                 Ok(_) | Err(_) => flags |= WaitPidFlag::WNOHANG,
             }
         }

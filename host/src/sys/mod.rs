@@ -15,3 +15,4 @@ pub mod precompiled;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod wait;
