@@ -401,3 +401,16 @@ fn no_name_of_a_file_or_an_argument_makes_a_terminal_that_shows_the_log_do_anyth
         }
     }
 }
+
+#[test]
+fn a_fifo_without_a_reader_is_a_mistake_and_not_waited_for() {
+    let fixture = Fixture::allowing(&["/bin/true"]);
+    let fifo = fixture.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let policy =
+        json!({ "allow_executables": ["/bin/true"], "audit": { "sinks": [format!("file:{}", fifo.display())] } });
+    fs::write(fixture.policy(), policy.to_string()).unwrap();
+    let outcome = fixture.run(&["/bin/true"]);
+    assert_eq!(outcome.code(), 125, "{outcome:?}");
+    assert!(outcome.stderr.contains("has to have a reader") && outcome.stderr.contains('^'), "{outcome:?}");
+}

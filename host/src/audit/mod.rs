@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
@@ -234,10 +234,15 @@ impl Progress {
         true
     }
 
-    /// How many records have not reached the sink, with those that still wait.
+    /// How many records will not reach the sink.
     fn lost(&self) -> u64 {
+        self.dropped.load(Relaxed) + self.failed.load(Relaxed)
+    }
+
+    /// How many still wait for it.
+    fn late(&self) -> u64 {
         let waiting = self.waiting();
-        self.dropped.load(Relaxed) + self.failed.load(Relaxed) + (waiting.taken - waiting.through)
+        waiting.taken - waiting.through
     }
 
     fn why_lost(&self) -> String {
@@ -326,7 +331,10 @@ impl Audit {
     /// Waits until what has been recorded so far is written, for `most` at the most, and says what was not.
     pub fn flush(&self, most: Duration) {
         self.catch_up(most);
-        self.say(&self.lost());
+        self.say(&self.lost(|progress| progress.lost()));
+        for queue in self.sinks.iter().filter(|queue| !queue.silent && queue.progress.late() > 0) {
+            tracing::warn!("{} of the records still wait for {}", queue.progress.late(), queue.name);
+        }
     }
 
     /// Waits for the sinks, for `most` at the most, and says what was lost: with it, what they have not taken by then.
@@ -334,7 +342,8 @@ impl Audit {
         /// For one more record, where a sink keeps up.
         const A_MOMENT: Duration = Duration::from_millis(500);
         let late = self.catch_up(most);
-        let lost = self.lost();
+        // What still waits has nobody left to write it.
+        let lost = self.lost(|progress| progress.lost() + progress.late());
         self.say(&lost);
         if !lost.is_empty() {
             let lost = lost.iter().map(|(queue, count)| (queue.name.clone(), *count)).collect();
@@ -357,8 +366,8 @@ impl Audit {
     }
 
     /// The sinks that have lost records, and how many.
-    fn lost(&self) -> Vec<(&Queue, u64)> {
-        self.sinks.iter().map(|queue| (queue, queue.progress.lost())).filter(|(_, count)| *count > 0).collect()
+    fn lost(&self, count: impl Fn(&Progress) -> u64) -> Vec<(&Queue, u64)> {
+        self.sinks.iter().map(|queue| (queue, count(&queue.progress))).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Says on our own standard error what was lost: where a sink is the only one, it cannot be said there.
@@ -518,12 +527,19 @@ impl Place {
             SinkTarget::File(path) => {
                 let mut options = OpenOptions::new();
                 // Whoever may change a link could choose what is written to, by us.
-                options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+                // Nobody is waited for who might read a FIFO one day.
+                let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+                options.append(true).create(true).mode(0o600).custom_flags(flags);
                 let file = options.open(path).map_err(|error| {
                     let linked = error.raw_os_error() == Some(libc::ELOOP) && path.is_symlink();
                     let why = if linked { "symbolic links are not followed".to_owned() } else { description(&error) };
                     (format!("cannot open the audit sink {target}: {why}"), hint(path, &error, linked))
                 })?;
+                let blocking = fcntl(&file, FcntlArg::F_GETFL).and_then(|flags| {
+                    let flags = OFlag::from_bits_retain(flags) & !OFlag::O_NONBLOCK;
+                    fcntl(&file, FcntlArg::F_SETFL(flags))
+                });
+                blocking.map_err(|error| (format!("cannot open the audit sink {target}: {}", error.desc()), None))?;
                 let tail = tail_of(&file, path);
                 Ok(Self::File(file, tail))
             }
@@ -611,7 +627,7 @@ fn hint(path: &Path, error: &io::Error, linked: bool) -> Option<String> {
                 .to_owned(),
         ),
         (_, Some(libc::ENOENT)) => Some(format!("make the directory {} first", path.parent()?.display())),
-        (_, Some(libc::ENXIO)) => Some(format!("for a socket write \"unix:{name}\"")),
+        (_, Some(libc::ENXIO)) => Some(format!("for a socket write \"unix:{name}\"; a FIFO has to have a reader")),
         _ => None,
     }
 }
