@@ -19,7 +19,7 @@ use crate::policy::{Guarantee, Mode};
 use crate::sys::credentials::capability_sets;
 use crate::sys::notify::Listener;
 use crate::sys::pidfd;
-use crate::sys::wait::{Whom, wait};
+use crate::sys::wait::{TRACEES, Whom, wait};
 
 /// For each guarantee: that it holds, or why it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,10 +121,7 @@ const NETWORK: EventKinds = EventKinds::NONE
 fn can_hold(command: Pid) -> Result<(), String> {
     let held = ptrace::seize(command, ptrace::Options::empty()).and_then(|()| {
         ptrace::interrupt(command)?;
-        wait(
-            Whom::One(command),
-            WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED,
-        )?;
+        wait(Whom::One(command), TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED)?;
         ptrace::detach(command, None)
     });
     held.map_err(|error| {

@@ -144,6 +144,7 @@ mod tests {
     }
 
     /// The same by trying everything.
+    #[cfg(feature = "proptest")]
     fn slowly(glob: &[u8], text: &[u8], begins: bool) -> bool {
         let Some(first) = glob.first() else { return text.is_empty() };
         if *first != b'*' {
@@ -159,19 +160,13 @@ mod tests {
         (0..=most).any(|end| slowly(rest, &text[end..], false))
     }
 
-    fn any_glob() -> impl proptest::strategy::Strategy<Value = String> {
-        const PARTS: &[&str] =
-            &["a", "b", "/", "*", "**", "?", "[ab]", "{a,b/}", "\\", "!", "abc", "/**/", "tool", "[", "]", "}", "aab"];
-        let part = proptest::sample::select(PARTS);
-        proptest::strategy::Strategy::prop_map(proptest::collection::vec(part, 0..8), |parts| parts.concat())
-    }
-
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(4096))]
 
         #[test]
+        #[cfg(feature = "proptest")]
         fn a_glob_matches_what_its_wildcards_can_be_replaced_to(
-            glob in any_glob(),
+            glob in crate::testing::strategies::glob(),
             text in "(a|b|/|\\*|abc|tool|!|\\?|\\[ab\\]|\\\\){0,8}",
         ) {
             let expected = slowly(glob.as_bytes(), text.as_bytes(), true);

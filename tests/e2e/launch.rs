@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{CALLGATE, Fixture, eventually, finish, run, wait};
+use crate::harness::{CALLGATE, Fixture, Lines, eventually, finish, run, wait};
 
 /// Everything may run.
 pub fn free() -> Fixture {
@@ -287,7 +287,7 @@ fn every_signal_to_callgate_reaches_the_command_exactly_once() {
             command = contained(&command);
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut lines = Lines::of(child.stdout.take().unwrap());
         assert_eq!(lines.next().unwrap(), "ready");
         let target = if first { children(child.id())[0] } else { child.id() };
         for number in
@@ -321,7 +321,7 @@ fn a_command_that_traps_its_end_decides_on_the_status_itself() {
             command = contained(&command);
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut lines = Lines::of(child.stdout.take().unwrap());
         assert_eq!(lines.next().unwrap(), "ready");
         let target = if first { children(child.id())[0] } else { child.id() };
         kill(Pid::from_raw(target as i32), Signal::SIGTERM).unwrap();

@@ -331,9 +331,9 @@ impl Audit {
     /// Waits until what has been recorded so far is written, for `most` at the most, and says what was not.
     pub fn flush(&self, most: Duration) {
         self.catch_up(most);
-        self.say(&self.lost(|progress| progress.lost()));
-        for queue in self.sinks.iter().filter(|queue| !queue.silent && queue.progress.late() > 0) {
-            tracing::warn!("{} of the records still wait for {}", queue.progress.late(), queue.name);
+        self.say(&self.those_with(Progress::lost));
+        for (queue, late) in self.those_with(Progress::late).into_iter().filter(|(queue, _)| !queue.silent) {
+            tracing::warn!("{late} of the records still wait for {}", queue.name);
         }
     }
 
@@ -343,7 +343,7 @@ impl Audit {
         const A_MOMENT: Duration = Duration::from_millis(500);
         let late = self.catch_up(most);
         // What still waits has nobody left to write it.
-        let lost = self.lost(|progress| progress.lost() + progress.late());
+        let lost = self.those_with(|progress| progress.lost() + progress.late());
         self.say(&lost);
         if !lost.is_empty() {
             let lost = lost.iter().map(|(queue, count)| (queue.name.clone(), *count)).collect();
@@ -365,8 +365,8 @@ impl Audit {
         self.sinks.iter().map(|queue| !queue.progress.catches_up(deadline)).collect()
     }
 
-    /// The sinks that have lost records, and how many.
-    fn lost(&self, count: impl Fn(&Progress) -> u64) -> Vec<(&Queue, u64)> {
+    /// The sinks for which this counts something, and how much.
+    fn those_with(&self, count: impl Fn(&Progress) -> u64) -> Vec<(&Queue, u64)> {
         self.sinks.iter().map(|queue| (queue, count(&queue.progress))).filter(|(_, count)| *count > 0).collect()
     }
 

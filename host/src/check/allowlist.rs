@@ -1,9 +1,11 @@
 //! What a configuration of the allowlist means on this machine.
 
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -11,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{Report, others_can_write};
 use crate::decide::{Chain, KnownFacts};
 use crate::event::{Action, Event, Exec, File, Subject};
+use crate::intercept::exec::{self, HEAD};
 use crate::policy::PluginSettings;
 
 /// As many interpreters as the kernel follows (`exec_binprm`, fs/exec.c).
@@ -113,15 +116,13 @@ fn file(path: &Path) -> Option<File> {
     })
 }
 
-/// The interpreter that a script names: roughly as the kernel reads it, for a warning.
-fn interpreter(path: &Path) -> Option<String> {
-    const HEAD: u64 = 256;
-    let mut head = Vec::new();
-    fs::File::open(path).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
-    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    let line = std::str::from_utf8(line).ok()?.trim_start_matches([' ', '\t']);
-    let name = line.split([' ', '\t', '\0']).next()?;
-    name.starts_with('/').then(|| name.to_owned())
+/// The interpreter that a script names.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    let mut start = Vec::new();
+    fs::File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut start).ok()?;
+    start.resize(HEAD, 0);
+    let name = PathBuf::from(OsString::from_vec(exec::interpreter(start.first_chunk()?)?));
+    name.is_absolute().then_some(name)
 }
 
 /// What is at the path of an entry.

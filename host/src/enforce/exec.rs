@@ -28,7 +28,7 @@ use crate::intercept::exec::{Program, digest};
 use crate::intercept::path::{View, same_file};
 use crate::sys::mapping::{self, Mapped, ToBe};
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::wait::{Change, On, Whom, go_on, wait};
+use crate::sys::wait::{Change, On, TRACEES, Whom, go_on, wait};
 
 /// How a verified call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Holder {
         if pid == self.command {
             return;
         }
-        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WEXITED;
+        let flags = TRACEES | WaitPidFlag::WEXITED;
         while wait(Whom::One(pid), flags) == Err(Errno::EINTR) {}
     }
 }
@@ -222,9 +222,8 @@ fn made_again(
 
 /// The next stop of a thread that we hold; `None` if it has ended.
 fn next_stop(holder: &Holder, thread: Pid) -> Option<Change> {
-    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
-        let peek = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+        let peek = TRACEES | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
         match wait(Whom::One(thread), peek) {
             Err(Errno::EINTR) | Ok(None) => {}
             Err(_) => return None,
@@ -232,7 +231,7 @@ fn next_stop(holder: &Holder, thread: Pid) -> Option<Change> {
                 holder.reap(thread);
                 return None;
             }
-            Ok(Some(_)) => match wait(Whom::One(thread), flags | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
+            Ok(Some(_)) => match wait(Whom::One(thread), TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
                 Ok(None) | Err(Errno::EINTR) => {}
                 Ok(Some((_, stop))) => return Some(stop),
                 Err(_) => return None,
@@ -294,10 +293,9 @@ fn wait_for_stop(holder: &Holder, caller: &Caller) -> Option<(Pid, bool)> {
     const EXEC: i32 = ptrace::Event::PTRACE_EVENT_EXEC as i32;
     let leads = caller.tid == caller.pid;
     let which = if leads { Whom::One(Pid::from_raw(caller.tid as i32)) } else { Whom::Any };
-    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     loop {
         // Only looked at: the end of a process that is also our child is the business of the thread that reaps.
-        match wait(which, flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT) {
+        match wait(which, TRACEES | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT) {
             Err(Errno::EINTR) | Ok(None) => {}
             Err(_) => return None,
             Ok(Some((pid, change))) if change.is_end() => {
@@ -310,7 +308,7 @@ fn wait_for_stop(holder: &Holder, caller: &Caller) -> Option<(Pid, bool)> {
             // let go before its stop was waited for (`looks_like_a_spurious_pid`, kernel/ptrace.c).
             Ok(Some((pid, Change::Event(EXEC)))) if leads => return Some((pid, true)),
             Ok(Some((pid, _))) => {
-                match wait(Whom::One(pid), flags | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
+                match wait(Whom::One(pid), TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
                     Ok(Some((pid, Change::Event(event)))) => return Some((pid, event == EXEC)),
                     // A signal on its way to the caller goes on; the stop that we asked for follows.
                     Ok(Some((pid, Change::Signal(signal)))) => {

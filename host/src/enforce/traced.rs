@@ -40,7 +40,7 @@ use crate::intercept::path::View;
 use crate::sys::injection;
 use crate::sys::notify::{Answer, Listener};
 use crate::sys::pidfd;
-use crate::sys::wait::{Change, On, Whom, go_on, wait};
+use crate::sys::wait::{Change, On, TRACEES, Whom, go_on, wait};
 
 /// How long a tracer may take to stop. As a rule it waits for its tracees.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -221,7 +221,7 @@ impl Tracer {
 
     /// What has become of it since the last time, if something has.
     fn change(&self) -> Result<Option<Change>, Errno> {
-        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
+        let flags = TRACEES | WaitPidFlag::WNOHANG;
         let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED;
         Ok(wait(Whom::One(self.thread), flags)?.map(|(_, change)| change))
     }
@@ -258,7 +258,7 @@ impl Tracer {
             let number = call.split_whitespace().next().and_then(|number| number.parse().ok());
             number.is_some() && number == injection::VFORK
         }) && read(view, &format!("{0}/task/{0}/children", self.thread))
-            .is_some_and(|children| children.split_whitespace().eq([caller.tid.to_string()]))
+            .is_ok_and(|children| children.split_whitespace().eq([caller.tid.to_string()]))
     }
 
     /// Code that the kernel itself has put into every process.
@@ -342,11 +342,7 @@ enum State {
 
 /// As proc_pid_stat(5) shows it.
 fn state(view: &View, pid: u32) -> Result<State, Errno> {
-    let name = format!("{pid}/stat");
-    let text = openat(view.proc(), name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).and_then(|file| {
-        io::read_to_string(File::from(file)).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
-    });
-    let text = match text {
+    let text = match read(view, &format!("{pid}/stat")) {
         Err(Errno::ENOENT | Errno::ESRCH) => return Ok(State::Ended),
         text => text?,
     };
@@ -386,16 +382,17 @@ fn is_over(view: &View, caller: &Caller, before: &Image, call: &str) -> Result<b
 
 /// The call that a thread waits in, with its arguments, as proc_pid_syscall(5) shows it; `None` while it runs.
 pub(super) fn current_call(view: &View, tid: u32) -> Option<String> {
-    read(view, &format!("{tid}/syscall")).filter(|call| !call.starts_with("running"))
+    read(view, &format!("{tid}/syscall")).ok().filter(|call| !call.starts_with("running"))
 }
 
 fn status(view: &View, tid: u32) -> Option<Status> {
     Status::of(view, tid).ok()
 }
 
-fn read(view: &View, name: &str) -> Option<String> {
-    let file = openat(view.proc(), name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    io::read_to_string(File::from(file)).ok()
+fn read(view: &View, name: &str) -> Result<String, Errno> {
+    let file = openat(view.proc(), name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    io::read_to_string(File::from(file)).map_err(errno)
 }
 
 pub(super) type Image = (u64, [u8; 16]);

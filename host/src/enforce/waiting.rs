@@ -23,7 +23,7 @@ use crate::enforce::exec::Holder;
 use crate::intercept::caller::{Caller, Status};
 use crate::sys::interruption::{self, uninterrupted};
 use crate::sys::notify::{Answer, Listener};
-use crate::sys::wait::{Whom, wait};
+use crate::sys::wait::{TRACEES, Whom, wait};
 
 /// Why a wait has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,8 +251,7 @@ pub fn interrupt(listener: &Listener, holder: &Holder, id: u64, caller: &Caller,
     let interrupted = ptrace::interrupt(pid);
     let sent = listener.send(id, Answer::Errno(if interrupted.is_ok() { code } else { libc::EINTR }));
     // Only looked at: if it has died and is our child as well, its status is for the thread that reaps.
-    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-    let flags = flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    let flags = TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
     let _ = uninterrupted(|| wait(Whom::One(pid), flags));
     holder.release(pid);
     sent

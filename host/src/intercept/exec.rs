@@ -31,7 +31,7 @@ const ARGUMENT_COUNT: usize = 1024;
 /// `PATH_MAX` (limits.h), with the NUL.
 const PATH_MAX: usize = 4096;
 /// `BINPRM_BUF_SIZE` (include/uapi/linux/binfmts.h): how much of a file's beginning the kernel looks at.
-const HEAD: usize = 256;
+pub const HEAD: usize = 256;
 /// How many interpreters the kernel follows (`exec_binprm`, fs/exec.c: "This allows 4 levels of binfmt rewrites").
 const INTERPRETERS: usize = 5;
 
@@ -371,6 +371,14 @@ fn read_head(view: &View, file: BorrowedFd<'_>) -> Result<Head, Errno> {
         return Ok(Head::Elf { loader });
     }
     Ok(Head::Unknown)
+}
+
+/// The interpreter of a file that begins like this (what it has less is zero), if it is a script.
+pub fn interpreter(head: &[u8; HEAD]) -> Option<Vec<u8>> {
+    match script(head) {
+        Head::Script { interpreter, .. } if head.starts_with(b"#!") => Some(interpreter),
+        _ => None,
+    }
 }
 
 /// `load_script` (fs/binfmt_script.c): the first line, without blanks at its ends, up to the first blank, and the rest as

@@ -43,7 +43,7 @@ use crate::log;
 use crate::sys::notify::Listener;
 use crate::sys::process::{self, Command, Forked, Sent, Session, Setup, Timers};
 use crate::sys::seccomp::{self, Filter};
-use crate::sys::wait::{Change, Whom, wait};
+use crate::sys::wait::{Change, TRACEES, Whom, wait};
 
 /// What is to be run, and under what.
 #[derive(Debug)]
@@ -506,7 +506,7 @@ enum Stop {
 
 fn stop_of(command: Pid) -> Stop {
     let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match wait(Whom::One(command), flags | WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD) {
+    match wait(Whom::One(command), flags | TRACEES) {
         Ok(Some((_, Change::Stopped(signal)))) => Stop::By(signal),
         Ok(Some((_, Change::Event(_) | Change::Signal(_) | Change::Syscall))) => Stop::Held,
         _ => Stop::None,

@@ -555,7 +555,6 @@ impl Office {
     }
 }
 
-/// Whether the kernel has none left of something that we, or all of the machine, need.
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -12,8 +12,11 @@ use nix::sys::ptrace;
 #[cfg(target_arch = "x86_64")]
 use nix::sys::signal::{Signal, kill};
 #[cfg(target_arch = "x86_64")]
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
+
+#[cfg(target_arch = "x86_64")]
+use super::wait::{Change, TRACEES, Whom, wait};
 
 /// The number of vfork(2), where it is a system call of its own.
 #[cfg(target_arch = "x86_64")]
@@ -69,16 +72,16 @@ fn through(thread: Pid, number: u64, arguments: [u64; 4]) -> io::Result<i64> {
     for entry in [true, false] {
         ptrace::syscall(thread, None)?;
         match next_stop(thread)? {
-            WaitStatus::PtraceSyscall(_) if entry => {
+            Change::Syscall if entry => {
                 let now = ptrace::getregs(thread)?;
                 if (now.orig_rax, [now.rdi, now.rsi, now.rdx, now.r10]) != (number, arguments) {
                     kill(thread, Signal::SIGKILL)?;
                     return Err(io::Error::other("the thread was about to make another call"));
                 }
             }
-            WaitStatus::PtraceSyscall(_) => {}
-            WaitStatus::Stopped(_, signal) => {
-                kill(thread, signal)?; // SIGSTOP, which cannot be blocked: it comes later
+            Change::Syscall => {}
+            Change::Signal(signal) => {
+                kill(thread, Signal::try_from(signal)?)?; // SIGSTOP, which cannot be blocked: it comes later
                 return Err(io::Error::other("the thread was stopped"));
             }
             other => return Err(io::Error::other(format!("the thread did not make the call: {other:?}"))),
@@ -113,17 +116,18 @@ fn set_signal_mask(thread: Pid, mask: u64) -> io::Result<()> {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn next_stop(thread: Pid) -> io::Result<WaitStatus> {
+fn next_stop(thread: Pid) -> io::Result<Change> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG)) {
+        match wait(Whom::One(thread), TRACEES | WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
             Err(Errno::EINTR) => {}
-            Ok(WaitStatus::StillAlive) if Instant::now() > deadline => {
+            Ok(None) if Instant::now() > deadline => {
                 kill(thread, Signal::SIGKILL)?;
                 return Err(io::Error::other("the thread does not make the call"));
             }
-            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_micros(20)),
-            result => return Ok(result?),
+            Ok(None) => std::thread::sleep(Duration::from_micros(20)),
+            Ok(Some((_, change))) => return Ok(change),
+            Err(error) => return Err(error.into()),
         }
     }
 }

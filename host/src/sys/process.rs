@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use crate::sys::seccomp::Filter;
+use crate::sys::wait::{Whom, wait};
 
 /// The standard streams that were closed when we were started, and the signals that were ignored, one bit for each by its
 /// number. Rust's runtime opens `/dev/null` for the former and ignores SIGPIPE before `main`, so it is looked at before that;
@@ -561,14 +563,8 @@ pub fn children() -> Vec<Pid> {
         return list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
     }
     const PID_MAX_LIMIT: i32 = 1 << 22; // proc_sys_kernel(5)
-    let is_child = |pid: &i32| {
-        // SAFETY: zero bytes are a valid siginfo_t, and the kernel may write into it; nothing is taken from the child.
-        unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-            libc::waitid(libc::P_PID, *pid as u32, &raw mut info, flags) == 0
-        }
-    };
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
+    let is_child = |pid: &i32| wait(Whom::One(Pid::from_raw(*pid)), flags).is_ok();
     (2..PID_MAX_LIMIT).filter(is_child).map(Pid::from_raw).collect()
 }
 

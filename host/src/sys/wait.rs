@@ -32,6 +32,9 @@ impl Change {
     }
 }
 
+/// What the calling thread holds, and its own children, of whatever kind; nothing of other threads.
+pub const TRACEES: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
+
 /// Whom to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whom {

@@ -62,6 +62,7 @@ fn pieces(glob: &Glob) -> Vec<[u8; PIECE]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use callgate_sdk::testing::strategies;
 
     #[test]
     fn a_text_is_compared_with_few_of_many() {
@@ -70,19 +71,12 @@ mod tests {
         assert!(globs.by_piece.iter().all(|(_, globs)| globs.len() < 20), "{:?}", globs.by_piece);
     }
 
-    fn any_glob() -> impl proptest::strategy::Strategy<Value = String> {
-        const PARTS: &[&str] =
-            &["a", "b", "/", "*", "**", "?", "[ab]", "{a,b/}", "\\", "!", "abc", "/**/", "tool", "[", "]", "}", "aab"];
-        let part = proptest::sample::select(PARTS);
-        proptest::strategy::Strategy::prop_map(proptest::collection::vec(part, 0..8), |parts| parts.concat())
-    }
-
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(4096))]
 
         #[test]
         fn together_they_match_what_one_of_them_matches(
-            globs in proptest::collection::vec(any_glob(), 0..12),
+            globs in proptest::collection::vec(strategies::glob(), 0..12),
             text in "(a|b|/|\\*|abc|tool|!){0,8}",
         ) {
             let globs: Vec<Glob> = globs.iter().map(|glob| Glob::new(glob)).collect();

@@ -160,3 +160,10 @@ pub fn credentials() -> impl Strategy<Value = Credentials> {
 fn id() -> impl Strategy<Value = u32> {
     prop_oneof![4 => proptest::sample::select(vec![0, 33, 1000, 65534]), 1 => any::<u32>()]
 }
+
+/// A [`Glob`](crate::Glob), with what is special elsewhere among what is special in it.
+pub fn glob() -> impl Strategy<Value = String> {
+    const PARTS: &[&str] =
+        &["a", "b", "/", "*", "**", "?", "[ab]", "{a,b/}", "\\", "!", "abc", "/**/", "tool", "[", "]", "}", "aab"];
+    vec(proptest::sample::select(PARTS), 0..8).prop_map(|parts| parts.concat())
+}
