@@ -108,7 +108,7 @@ fn records(criterion: &mut Criterion) {
         mode: Mode::Enforce,
         ancestors: vec![event.subject.clone(); 3],
         event,
-        decision,
+        decision: decision.into(),
         outcome: Outcome::Denied(13),
     };
     criterion.bench_function("record, until it is written", |bencher| bencher.iter(|| audit.record(record.clone())));
@@ -136,6 +136,10 @@ fn decisions(criterion: &mut Criterion) {
     measure("connect, the last of 100 rules", &mut listed, connect(443));
     measure("connect, denied", &mut listed, connect(80));
     measure("exec, the last of 100 globs", &mut globs, exec("/opt/tools/bin/tool-99-x", 3));
+    for (name, mut event) in [("connect", connect(443)), ("exec", exec("/opt/tools/bin/tool-99", 3))] {
+        let recalled = format!("{name}, recalled");
+        criterion.bench_function(&recalled, |bencher| bencher.iter(|| listed.recall(&mut event).unwrap()));
+    }
     criterion.bench_function("load", |bencher| bencher.iter(|| chain(&engine, &policy)));
 }
 

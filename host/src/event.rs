@@ -164,7 +164,7 @@ impl FromIterator<EventKind> for EventKinds {
 }
 
 /// What the caller asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Action {
@@ -203,10 +203,36 @@ impl Action {
             Self::Credentials(_) => EventKind::Credentials,
         }
     }
+
+    /// About how many bytes its text and lists have.
+    pub fn length(&self) -> usize {
+        let address = |address: &Address| match address {
+            Address::Unix { path: text } | Address::UnixAbstract { name: text } | Address::Other { data: text, .. } => {
+                text.len()
+            }
+            _ => 0,
+        };
+        match self {
+            Self::Exec(exec) | Self::ExecFileless(exec) => {
+                let files = exec.interpreters.iter().chain(&exec.loader).chain([&exec.file]);
+                let files = files.map(|file| size_of::<File>() + file.path.len()).sum::<usize>();
+                let arguments =
+                    exec.arguments.iter().map(|argument| size_of::<String>() + argument.len()).sum::<usize>();
+                files + arguments + exec.requested.len() + exec.directory.len()
+            }
+            Self::Connect(to) | Self::Bind(to) | Self::Listen(to) | Self::Send(to) => address(&to.address),
+            Self::Accept(accept) => address(&accept.local) + address(&accept.peer),
+            Self::Socket(_) => 0,
+            Self::Credentials(change) => {
+                let ids = change.uids.len() + change.gids.len() + change.groups.as_ref().map_or(0, Vec::len);
+                change.call.len() + ids * size_of::<u32>()
+            }
+        }
+    }
 }
 
 /// A program to be run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exec {
     /// The path as the caller wrote it; empty with `AT_EMPTY_PATH`.
@@ -234,7 +260,7 @@ pub struct Exec {
 }
 
 /// A file that is to be run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct File {
     /// The absolute path without symbolic links, as seen from the root that the supervisor started with. For a file
@@ -260,7 +286,7 @@ pub struct File {
 }
 
 /// A socket and an address that it is to be used with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Endpoint {
     /// The socket.
@@ -270,7 +296,7 @@ pub struct Endpoint {
 }
 
 /// A connection that a peer has made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Accept {
     /// The listening socket.
@@ -282,7 +308,7 @@ pub struct Accept {
 }
 
 /// What kind of socket it is, in the kernel's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Socket {
     /// `AF_…` (socket(2)).
@@ -295,7 +321,7 @@ pub struct Socket {
 }
 
 /// A socket address. An IPv4 address mapped into IPv6 is given as IPv4.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "family", rename_all = "kebab-case")]
 pub enum Address {
@@ -383,7 +409,7 @@ impl fmt::Display for Address {
 }
 
 /// A change of user or groups. Ids are those of the supervisor's user namespace; one that is not to change is absent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Credentials {
     /// The system call's name: `setuid`, `setresgid`, `setgroups`, …

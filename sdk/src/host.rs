@@ -74,3 +74,16 @@ pub fn started_ms() -> u64 {
     #[cfg(not(target_arch = "wasm32"))]
     crate::testing::answer(|host| host.started_ms(), 0)
 }
+
+/// Says that the verdict which is about to be returned rests on nothing but the event's [`Action`](crate::Action) and the
+/// configuration: not on the subject, the time or the sequence, nor on anything that the plugin remembers. Then the host may
+/// give it again on an equal action without asking, which makes such an event almost as cheap as one that nobody governs.
+///
+/// To be said in a method that decides, each time. Whoever has asked for ancestors, a digest, the environment or a standard
+/// stream has said it in vain.
+pub fn by_action_alone() {
+    #[cfg(target_arch = "wasm32")]
+    host::by_action_alone();
+    #[cfg(not(target_arch = "wasm32"))]
+    crate::testing::answer(|host| host.by_action_alone(), ());
+}

@@ -99,7 +99,9 @@ pub use bindings::callgate::policy::types::{
 pub use export::start;
 pub use export::{configure, decide};
 pub use glob::Glob;
-pub use host::{ancestors, canonical_path, digest, environment, log, names, standard_stream, started_ms};
+pub use host::{
+    ancestors, by_action_alone, canonical_path, digest, environment, log, names, standard_stream, started_ms,
+};
 
 /// A plugin, with a method for each kind of event. It is asked about the kinds whose methods are written; the attribute
 /// [`plugin`] on the implementation sees to that. The rest is not even intercepted for it.

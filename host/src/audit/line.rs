@@ -397,7 +397,13 @@ mod tests {
     #[test]
     fn a_hostile_name_cannot_forge_a_line() {
         let (event, decision) = record("/tmp/x\ncallgate: all is well\x1b[2K");
-        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
+        let record = Record {
+            mode: Mode::Enforce,
+            event,
+            ancestors: vec![],
+            decision: decision.into(),
+            outcome: Outcome::Denied(13),
+        };
         for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
@@ -410,7 +416,7 @@ mod tests {
             let trick = ["\u{9b}2J", "\x7f", "\u{202e}", "\u{2028}", "\x1b]0;x\x07", "\r"][kind];
             let path: String = path.chars().take(at).chain(trick.chars()).chain(path.chars().skip(at)).collect();
             let (event, decision) = record(&path);
-            let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
+            let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision: decision.into(), outcome: Outcome::Denied(13) };
             let json = json(&record, 1);
             for line in [json.as_str(), &text(&record, false)] {
                 proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(misleads), "{:?}", line);
@@ -423,7 +429,13 @@ mod tests {
     #[test]
     fn a_record_says_who_what_and_why() {
         let (event, decision) = record("/usr/bin/whoami");
-        let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) };
+        let record = Record {
+            mode: Mode::Enforce,
+            event,
+            ancestors: vec![],
+            decision: decision.into(),
+            outcome: Outcome::Denied(13),
+        };
         let line: serde_json::Value = serde_json::from_str(&json(&record, 1)).unwrap();
         assert_eq!(line["event"], "exec");
         assert_eq!(line["file"]["path"], "/usr/bin/whoami");

@@ -24,7 +24,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decide::Decision;
-use crate::event::{Action, Event, Subject};
+use crate::event::{Event, Subject};
 use crate::policy::{AuditSettings, Decisions, Format, Mode, SinkTarget, Source, WhenFull};
 
 /// What became of a call.
@@ -51,7 +51,7 @@ pub struct Record {
     /// The subject's ancestors, parent first.
     pub ancestors: Vec<Subject>,
     /// The decision.
-    pub decision: Decision,
+    pub decision: Arc<Decision>,
     /// What became of the call.
     pub outcome: Outcome,
 }
@@ -131,15 +131,10 @@ impl Entry {
         let Self::Decision(Record { event: Event { action, .. }, ancestors, .. }) = self else {
             return size_of::<Self>();
         };
-        let arguments = match action {
-            Action::Exec(exec) | Action::ExecFileless(exec) => exec.arguments.as_slice(),
-            _ => &[],
-        };
-        let strings = arguments.iter().map(|argument| size_of::<String>() + argument.len()).sum::<usize>();
         let ancestors =
             ancestors.iter().map(|ancestor| size_of::<Subject>() + ancestor.executable.len()).sum::<usize>();
-        // Paths, mostly, of which a record has some.
-        size_of::<Self>() + 1024 + strings + ancestors
+        // The decision has a few sentences.
+        size_of::<Self>() + 512 + action.length() + ancestors
     }
 
     fn line(&self, number: u64, text: bool, colour: bool) -> String {

@@ -93,11 +93,11 @@ fn refusal(entry: &str, plugin: &str, chain: &mut Chain, by_content: bool) -> Op
     let mut event = Event { sequence: 0, time_ms: 0, subject, action: Action::Exec(exec) };
     let facts = facts.about(&event);
     let decision = chain.decide(&mut event, &facts);
-    let denials = decision.denial.into_iter().map(|denial| (decision.plugin.clone(), denial));
-    let mut denials = denials.chain(decision.candidates);
+    let denials = decision.denial.iter().map(|denial| (&decision.plugin, denial));
+    let mut denials = denials.chain(decision.candidates.iter().map(|(by, denial)| (by, denial)));
     denials
-        .find(|(by, denial)| by == plugin && denial.rule.starts_with("executables."))
-        .map(|(_, denial)| denial.reason)
+        .find(|(by, denial)| *by == plugin && denial.rule.starts_with("executables."))
+        .map(|(_, denial)| denial.reason.clone())
 }
 
 /// A regular file that has a bit that says it may be run.

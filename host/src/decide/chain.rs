@@ -1,9 +1,10 @@
 //! The plugins of a policy, and how their verdicts make one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Decision, Denial, Facts, Failure, Verdict};
+use super::memory::Memory;
+use super::{Decision, Denial, Facts, Failure, Said, Verdict};
 use crate::event::{Event, EventKind, EventKinds};
 use crate::plugin::{Engine, LoadError, Plugin};
 use crate::policy::{DefaultVerdict, Mode, OnFailure, Policy};
@@ -21,7 +22,7 @@ pub trait Judge {
     ///
     /// # Errors
     /// It gave none.
-    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Verdict, Failure>;
+    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Said, Failure>;
 }
 
 impl Judge for Plugin {
@@ -33,7 +34,7 @@ impl Judge for Plugin {
         self.subscriptions()
     }
 
-    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+    fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Said, Failure> {
         self.decide(event, facts)
     }
 }
@@ -45,6 +46,7 @@ pub struct Chain<P = Plugin> {
     /// Kinds on which some verdict counts: on no other is anything denied.
     governed: EventKinds,
     sequence: u64,
+    memory: Memory,
 }
 
 struct Link<P> {
@@ -105,7 +107,7 @@ impl<P: Judge> Chain<P> {
             .map(|(plugin, on_failure, mode)| Link { subscriptions: plugin.subscriptions(), plugin, on_failure, mode })
             .collect();
         let governed = governed(links.iter().filter(|link| link.mode == Mode::Enforce));
-        Self { links, default, governed, sequence: 0 }
+        Self { links, default, governed, sequence: 0, memory: Memory::default() }
     }
 
     /// The kinds of event that must be brought before the chain.
@@ -113,11 +115,20 @@ impl<P: Judge> Chain<P> {
         governed(&self.links)
     }
 
+    /// The decision on `event`, with its place in the order of decisions, if the same has been decided before and nobody has to be
+    /// asked: the plugins have said that what they said holds for every event with this action.
+    pub fn recall(&mut self, event: &mut Event) -> Option<Arc<Decision>> {
+        let decision = self.memory.recall(&event.action)?;
+        self.sequence += 1;
+        event.sequence = self.sequence;
+        Some(decision)
+    }
+
     /// Decides on `event`, and gives it its place in the order of decisions.
     ///
     /// The plugins that subscribed to its kind are asked in order, until one denies. Those in dry-run are asked in any
     /// case, for they too remember what they have seen, but what they say changes nothing.
-    pub fn decide(&mut self, event: &mut Event, facts: &Arc<dyn Facts>) -> Decision {
+    pub fn decide(&mut self, event: &mut Event, facts: &Arc<dyn Facts>) -> Arc<Decision> {
         let started = Instant::now();
         self.sequence += 1;
         event.sequence = self.sequence;
@@ -127,12 +138,15 @@ impl<P: Judge> Chain<P> {
         let mut candidates = Vec::new();
         let mut allowed: Option<(usize, Option<String>)> = None;
         let mut denied: Option<(usize, Denial)> = None;
+        let mut by_action_alone = true;
         for (index, link) in self.links.iter_mut().enumerate().filter(|(_, link)| link.subscriptions.contains(kind)) {
             let counts = link.mode == Mode::Enforce;
             if counts && denied.is_some() {
                 continue;
             }
-            match link.plugin.decide(event, facts) {
+            let said = link.plugin.decide(event, facts);
+            by_action_alone &= said.as_ref().is_ok_and(|said| said.by_action_alone);
+            match said.map(|said| said.verdict) {
                 Ok(Verdict::Deny(denial)) if counts => denied = Some((index, denial)),
                 Ok(Verdict::Deny(denial)) => candidates.push((link.plugin.name().to_owned(), denial)),
                 Ok(Verdict::Allow { rule }) if counts && allowed.is_none() => allowed = Some((index, rule)),
@@ -156,7 +170,11 @@ impl<P: Judge> Chain<P> {
                 DefaultVerdict::Allow => (None, HOST.to_owned(), Some("default".to_owned())),
             },
         };
-        Decision { denial, plugin, allowed_by, failures, candidates, took: started.elapsed() }
+        let decision = Decision { denial, plugin, allowed_by, failures, candidates, took: started.elapsed() };
+        if by_action_alone {
+            self.memory.keep(&event.action, Decision { took: Duration::ZERO, ..decision.clone() });
+        }
+        Arc::new(decision)
     }
 }
 
@@ -202,6 +220,7 @@ mod tests {
         name: String,
         kinds: EventKinds,
         says: Says,
+        by_action_alone: bool,
         asked: Vec<u64>,
     }
 
@@ -214,23 +233,29 @@ mod tests {
             self.kinds
         }
 
-        fn decide(&mut self, event: &Event, _: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+        fn decide(&mut self, event: &Event, _: &Arc<dyn Facts>) -> Result<Said, Failure> {
             self.asked.push(event.sequence);
-            match self.says {
-                Says::Allow => Ok(Verdict::Allow { rule: Some(self.name.clone()) }),
-                Says::Deny => Ok(Verdict::Deny(Denial { rule: self.name.clone(), ..by_default() })),
-                Says::Abstain => Ok(Verdict::Abstain),
+            let verdict = match self.says {
+                Says::Allow => Verdict::Allow { rule: Some(self.name.clone()) },
+                Says::Deny => Verdict::Deny(Denial { rule: self.name.clone(), ..by_default() }),
+                Says::Abstain => Verdict::Abstain,
                 Says::Fail => {
-                    Err(Failure { plugin: self.name.clone(), kind: "trap".into(), message: "unreachable".into() })
+                    let (plugin, message) = (self.name.clone(), "unreachable".to_owned());
+                    return Err(Failure { plugin, kind: "trap".into(), message });
                 }
-            }
+            };
+            Ok(Said { verdict, by_action_alone: self.by_action_alone })
         }
     }
 
     fn chain(plugins: &[(Says, OnFailure, Mode)], default: DefaultVerdict) -> Chain<Stub> {
         let stub = |(index, &(says, on_failure, mode)): (usize, &(Says, OnFailure, Mode))| {
             let kinds = EventKinds::NONE.with(EventKind::Exec);
-            (Stub { name: format!("p{index}"), kinds, says, asked: Vec::new() }, on_failure, mode)
+            (
+                Stub { name: format!("p{index}"), kinds, says, by_action_alone: false, asked: Vec::new() },
+                on_failure,
+                mode,
+            )
         };
         Chain::of(plugins.iter().enumerate().map(stub), default)
     }
@@ -244,7 +269,7 @@ mod tests {
         Event { sequence: 0, time_ms: 0, subject: Subject::default(), action }
     }
 
-    fn decide(chain: &mut Chain<Stub>) -> Decision {
+    fn decide(chain: &mut Chain<Stub>) -> Arc<Decision> {
         let mut event = event(Action::Exec(Exec::default()));
         let facts = KnownFacts::default().about(&event);
         chain.decide(&mut event, &facts)
@@ -255,7 +280,7 @@ mod tests {
         use Says::{Abstain, Allow, Deny};
         let mut chain = enforced(&[Allow, Abstain, Deny, Deny], DefaultVerdict::Allow);
         let decision = decide(&mut chain);
-        assert_eq!((decision.denial.unwrap().rule.as_str(), decision.plugin.as_str()), ("p2", "p2"));
+        assert_eq!((decision.denial.as_ref().unwrap().rule.as_str(), decision.plugin.as_str()), ("p2", "p2"));
         assert_eq!(chain.links.iter().map(|link| link.plugin.asked.len()).collect::<Vec<_>>(), [1, 1, 1, 0]);
     }
 
@@ -263,7 +288,7 @@ mod tests {
     fn one_allow_suffices_and_the_first_is_named() {
         use Says::{Abstain, Allow};
         let decision = decide(&mut enforced(&[Abstain, Allow, Allow], DefaultVerdict::Deny));
-        assert_eq!((decision.denial, decision.plugin.as_str()), (None, "p1"));
+        assert_eq!((&decision.denial, decision.plugin.as_str()), (&None, "p1"));
         assert_eq!(decision.allowed_by.as_deref(), Some("p1"));
     }
 
@@ -291,7 +316,7 @@ mod tests {
         let mut chain = chain(&[(Says::Deny, OnFailure::Deny, Mode::DryRun)], DefaultVerdict::Deny);
         assert!(chain.subscriptions().contains(EventKind::Exec));
         let decision = decide(&mut chain);
-        assert_eq!((decision.denial, decision.candidates.len()), (None, 1));
+        assert_eq!((&decision.denial, decision.candidates.len()), (&None, 1));
     }
 
     #[test]
@@ -301,7 +326,7 @@ mod tests {
         let mut socket = event(Action::Socket(Socket { family: 2, kind: 1, protocol: 0 }));
         let facts = KnownFacts::default().about(&socket);
         let decision = chain.decide(&mut socket, &facts);
-        assert_eq!((decision.denial, chain.links[0].plugin.asked.len()), (None, 0));
+        assert_eq!((&decision.denial, chain.links[0].plugin.asked.len()), (&None, 0));
     }
 
     #[test]
@@ -312,6 +337,36 @@ mod tests {
         let facts = KnownFacts::default().about(&fileless);
         let decision = chain.decide(&mut fileless, &facts);
         assert_eq!((decision.denial.is_some(), chain.links[0].plugin.asked.len()), (true, 0));
+    }
+
+    #[test]
+    fn what_all_who_were_asked_say_by_the_action_alone_is_not_asked_again() {
+        use Says::{Allow, Deny};
+        let mut chain = enforced(&[Allow, Deny, Allow], DefaultVerdict::Deny);
+        let exec = |requested: &str| event(Action::Exec(Exec { requested: requested.to_owned(), ..Exec::default() }));
+        let (mut one, mut other) = (exec("one"), exec("other"));
+        let facts = KnownFacts::default().about(&one);
+        chain.links[0].plugin.by_action_alone = true;
+        chain.decide(&mut one, &facts);
+        assert_eq!(chain.recall(&mut one), None, "the second has not said so");
+        // The third is not asked, and need not say anything.
+        chain.links[1].plugin.by_action_alone = true;
+        let decided = chain.decide(&mut one, &facts);
+        let recalled = chain.recall(&mut one).unwrap();
+        assert_eq!((one.sequence, recalled.took), (3, Duration::ZERO));
+        assert_eq!(*recalled, Decision { took: Duration::ZERO, ..(*decided).clone() });
+        assert_eq!(chain.links[0].plugin.asked, [1, 2]);
+        assert_eq!(chain.recall(&mut other), None);
+    }
+
+    #[test]
+    fn a_failure_is_not_remembered() {
+        let mut chain = enforced(&[Says::Fail], DefaultVerdict::Deny);
+        chain.links[0].plugin.by_action_alone = true;
+        let mut exec = event(Action::Exec(Exec::default()));
+        let facts = KnownFacts::default().about(&exec);
+        chain.decide(&mut exec, &facts);
+        assert_eq!(chain.recall(&mut exec), None);
     }
 
     fn any_plugin() -> impl Strategy<Value = (Says, OnFailure, Mode)> {

@@ -4,6 +4,7 @@
 //! comes through [`Facts`], which `intercept` answers from the live process and a replay from the record.
 
 mod chain;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -165,6 +166,15 @@ pub enum Verdict {
     Abstain,
 }
 
+/// A verdict, and on what it rests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether it is the same for every event with the same action.
+    pub by_action_alone: bool,
+}
+
 /// Why something is denied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -203,7 +213,7 @@ pub struct Decision {
     pub failures: Vec<Failure>,
     /// Denials of plugins that are themselves in dry-run, by plugin. They did not count.
     pub candidates: Vec<(String, Denial)>,
-    /// How long the plugins took.
+    /// How long the plugins took; nothing, where none was asked.
     pub took: Duration,
 }
 

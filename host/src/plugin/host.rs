@@ -26,19 +26,34 @@ pub(super) struct State {
     /// The event at hand, while there is one.
     facts: Option<Arc<dyn Facts>>,
     asked: u32,
+    /// Whether the plugin has said that its verdict rests on the action alone.
+    by_action_alone: bool,
+    /// Whether it has asked for what the action does not say.
+    asked_for_more: bool,
     /// Why a fact could not be had of which the interface cannot say that.
     missed: Option<String>,
 }
 
 impl State {
     pub(super) fn new(memory: usize, log: Log, paths: Paths) -> Self {
-        Self { limits: Limits::new(memory), log, paths, facts: None, asked: 0, missed: None }
+        Self {
+            limits: Limits::new(memory),
+            log,
+            paths,
+            facts: None,
+            asked: 0,
+            by_action_alone: false,
+            asked_for_more: false,
+            missed: None,
+        }
     }
 
     /// Begins a decision.
     pub(super) fn enter(&mut self, facts: Option<Arc<dyn Facts>>) {
         self.facts = facts;
         self.asked = 0;
+        self.by_action_alone = false;
+        self.asked_for_more = false;
         self.missed = None;
         self.log.enter();
     }
@@ -49,12 +64,23 @@ impl State {
         self.missed.take()
     }
 
+    /// Whether the verdict of the decision that is at its end rests on the action alone.
+    pub(super) fn is_by_action_alone(&self) -> bool {
+        self.by_action_alone && !self.asked_for_more
+    }
+
     fn facts(&mut self) -> Result<Option<&dyn Facts>, TooManyFacts> {
         self.asked += 1;
         if self.asked > FACTS {
             return Err(TooManyFacts);
         }
         Ok(self.facts.as_deref())
+    }
+
+    /// For facts that an equal action does not answer alike.
+    fn more_facts(&mut self) -> Result<Option<&dyn Facts>, TooManyFacts> {
+        self.asked_for_more = true;
+        self.facts()
     }
 }
 
@@ -72,7 +98,7 @@ impl Host for State {
     }
 
     fn ancestors(&mut self) -> wasmtime::Result<Vec<Subject>> {
-        let ancestors = self.facts()?.map(Facts::ancestors).unwrap_or_default();
+        let ancestors = self.more_facts()?.map(Facts::ancestors).unwrap_or_default();
         Ok(ancestors.into_iter().take(ANCESTORS).map(subject).collect())
     }
 
@@ -82,7 +108,7 @@ impl Host for State {
             FileRole::Interpreter(position) => decide::FileRole::Interpreter(position as usize),
             FileRole::Loader => decide::FileRole::Loader,
         };
-        Ok(match self.facts()? {
+        Ok(match self.more_facts()? {
             Some(facts) => facts.digest(role),
             None => Err("no event is being decided".into()),
         })
@@ -93,7 +119,7 @@ impl Host for State {
     }
 
     fn environment(&mut self, name: String) -> wasmtime::Result<Option<String>> {
-        let found = self.facts()?.map_or(Ok(None), |facts| facts.environment(&name));
+        let found = self.more_facts()?.map_or(Ok(None), |facts| facts.environment(&name));
         Ok(found.unwrap_or_else(|why| {
             self.missed = Some(format!("asked for the variable {}, but {why}", clean(name, VARIABLE)));
             None
@@ -101,7 +127,7 @@ impl Host for State {
     }
 
     fn standard_stream(&mut self, number: u32) -> wasmtime::Result<Stream> {
-        let found = self.facts()?.map(|facts| facts.standard_stream(number)).unwrap_or_default();
+        let found = self.more_facts()?.map(|facts| facts.standard_stream(number)).unwrap_or_default();
         Ok(bindings::stream(found))
     }
 
@@ -111,6 +137,11 @@ impl Host for State {
 
     fn started_ms(&mut self) -> wasmtime::Result<u64> {
         Ok(self.facts()?.map(Facts::started_ms).unwrap_or_default())
+    }
+
+    fn by_action_alone(&mut self) -> wasmtime::Result<()> {
+        self.by_action_alone = true;
+        Ok(())
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::engine::{Clock, Engine, EngineError};
 use self::host::{Log, Paths, State, TooManyFacts, TooManyPaths};
 use self::limits::OverLimit;
 use self::text::clean;
-use crate::decide::{Denial, Facts, Failure, Verdict};
+use crate::decide::{Denial, Facts, Failure, Said, Verdict};
 use crate::event::{Event, EventKinds};
 use crate::policy::PluginSettings;
 
@@ -193,7 +193,7 @@ impl Plugin {
     /// # Errors
     /// The plugin gave no answer, or none that makes sense. It then has a fresh instance for the next event; while none can
     /// be had, it fails, and it is tried again.
-    pub fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Verdict, Failure> {
+    pub fn decide(&mut self, event: &Event, facts: &Arc<dyn Facts>) -> Result<Said, Failure> {
         if matches!(&self.instance, Instance::Failed { next, .. } if Instant::now() >= *next) {
             self.restart();
         }
@@ -206,13 +206,14 @@ impl Plugin {
             return Err(Broken::clock().failure(&self.name));
         };
         let (answer, missed) = live.decide(event, facts, self.deadline);
+        let by_action_alone = live.store.data().is_by_action_alone();
         drop(running);
         match (answer, missed) {
             // It is sound, and keeps what it remembers; but what it says rests on something that nobody knows.
             (Ok(Verdict::Allow { .. } | Verdict::Abstain), Some(missed)) => {
                 Err(Broken::new(kind::FACTS, missed).failure(&self.name))
             }
-            (Ok(verdict), _) => Ok(verdict),
+            (Ok(verdict), _) => Ok(Said { verdict, by_action_alone }),
             (Err(broken), _) => {
                 self.restart();
                 Err(broken.failure(&self.name))
@@ -474,7 +475,7 @@ impl Broken {
 mod tests {
     use super::*;
     use crate::decide::KnownFacts;
-    use crate::event::{Action, Exec, Subject};
+    use crate::event::{Action, Exec, File, Subject};
     use crate::policy::{Policy, Source};
 
     #[test]
@@ -496,6 +497,28 @@ mod tests {
         if let Instance::Failed { next, .. } = &mut plugin.instance {
             *next = Instant::now();
         }
-        assert!(matches!(plugin.decide(&event, &facts), Ok(Verdict::Deny(_))));
+        assert!(matches!(plugin.decide(&event, &facts), Ok(Said { verdict: Verdict::Deny(_), .. })));
+    }
+
+    #[test]
+    fn what_rests_on_more_than_the_action_does_not_hold_for_others() {
+        let engine = Engine::new().unwrap();
+        let _clock = engine.start_clock().unwrap();
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (policy, holds) in [
+            (serde_json::json!({ "allow_executables": ["/bin/sh"] }), true),
+            (serde_json::json!({ "allow_executables": [digest] }), false),
+            (serde_json::json!({ "allow_executables": ["/bin/sh"], "users": { "uids": [0], "gids": [0] } }), false),
+        ] {
+            let policy = Policy::parse(&Source { path: "policy.json".into(), text: policy.to_string() }).unwrap();
+            let mut plugin = Plugin::load(&engine, &policy.plugins[0], builtin::ALLOWLIST_PRECOMPILED).unwrap();
+            let file = File { path: "/bin/sh".into(), canonical: true, ..File::default() };
+            let action = Action::Exec(Exec { file, ..Exec::default() });
+            let event = Event { sequence: 1, time_ms: 0, subject: Subject::default(), action };
+            for _ in 0..2 {
+                let said = plugin.decide(&event, &KnownFacts::default().about(&event)).unwrap();
+                assert_eq!(said.by_action_alone, holds, "{policy:?}");
+            }
+        }
     }
 }

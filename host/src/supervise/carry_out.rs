@@ -56,7 +56,7 @@ impl Office {
         caller: &Arc<Caller>,
         copy: Copy,
         id: u64,
-        decided: Option<(&Event, &Decision)>,
+        decided: Option<(&Event, &Arc<Decision>)>,
     ) -> Option<Answer> {
         let desk = self.desk(caller, id);
         let perform = || {
@@ -88,7 +88,7 @@ impl Office {
         caller: &Caller,
         performed: Performed,
         id: u64,
-        decided: Option<(&Event, &Decision)>,
+        decided: Option<(&Event, &Arc<Decision>)>,
     ) -> Option<Answer> {
         match performed {
             Performed::Answer(answer) => Some(answer),

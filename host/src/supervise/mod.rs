@@ -422,35 +422,40 @@ impl Office {
         });
     }
 
-    fn record(&self, event: &Event, decision: &Decision, outcome: Outcome) {
+    fn record(&self, event: &Event, decision: &Arc<Decision>, outcome: Outcome) {
         let interesting = decision.denial.is_some() || !decision.failures.is_empty() || !decision.candidates.is_empty();
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
         let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
-        let (event, decision) = (event.clone(), decision.clone());
+        let (event, decision) = (event.clone(), Arc::clone(decision));
         self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
+    /// The event, the decision on it, and the facts, unless nobody had to be asked.
     fn decide(
         &self,
         caller: &Arc<Caller>,
         action: Action,
         program: Option<Arc<Program>>,
-    ) -> (Event, Decision, Arc<LiveFacts>) {
-        let subject = caller.subject(&self.view);
+    ) -> (Event, Arc<Decision>, Option<Arc<LiveFacts>>) {
+        let chain = || self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: caller.subject(&self.view), action };
+        if let Some(decision) = chain().recall(&mut event) {
+            return (event, decision, None);
+        }
+        let Event { subject, action, .. } = &event;
         let facts =
-            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, &action, program);
+            LiveFacts::new(&self.view, &self.callers, &self.background, caller, subject.parent, action, program);
         if facts.will_look_ahead() {
             self.relay.hand_over();
             facts.look_ahead();
         }
         let facts = Arc::new(facts);
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject, action };
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
-        let decision = self.chain.lock().unwrap_or_else(PoisonError::into_inner).decide(&mut event, &shared);
+        let decision = chain().decide(&mut event, &shared);
         facts.decided();
-        (event, decision, facts)
+        (event, decision, Some(facts))
     }
 
     fn decide_and_enforce(
@@ -475,14 +480,14 @@ impl Office {
             return Some(Answer::Continue);
         }
         match (program, copy) {
-            (Some(program), _) => self.run(caller, &event, &decision, &program, &facts, call.id),
+            (Some(program), _) => self.run(caller, &event, &decision, &program, facts.as_deref(), call.id),
             (None, Some(copy)) => self.carry_out(caller, copy, call.id, Some((&event, &decision))),
             (None, None) => None,
         }
     }
 
     /// Records the decision; what to answer if it is a denial that counts.
-    fn denied(&self, event: &Event, decision: &Decision, errno: Option<i32>) -> Option<Answer> {
+    fn denied(&self, event: &Event, decision: &Arc<Decision>, errno: Option<i32>) -> Option<Answer> {
         match errno {
             Some(errno) if self.mode() == Mode::Enforce => {
                 self.record(event, decision, Outcome::Denied(errno));
@@ -503,9 +508,9 @@ impl Office {
         &self,
         caller: &Caller,
         event: &Event,
-        decision: &Decision,
+        decision: &Arc<Decision>,
         program: &Program,
-        facts: &LiveFacts,
+        facts: Option<&LiveFacts>,
         id: u64,
     ) -> Option<Answer> {
         if program.inexecutable {
@@ -515,7 +520,7 @@ impl Office {
         if program.only_asked || !self.findings.has(Guarantee::RaceFreeExec) {
             return Some(Answer::Continue);
         }
-        let digests = facts.digests();
+        let digests = facts.map(LiveFacts::digests).unwrap_or_default();
         let mut under_way = self.callers.exec(caller.pid);
         let result =
             verified::exec(&self.listener, &self.view, &self.holder, id, caller, program, &digests, &mut under_way);
@@ -525,7 +530,7 @@ impl Office {
         self.verified(event, decision, result)
     }
 
-    fn verified(&self, event: &Event, decision: &Decision, result: std::io::Result<Verified>) -> Option<Answer> {
+    fn verified(&self, event: &Event, decision: &Arc<Decision>, result: std::io::Result<Verified>) -> Option<Answer> {
         let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
@@ -542,8 +547,8 @@ impl Office {
             Err(error) => ("unverifiable", format!("the caller cannot be held: {error}"), Outcome::Denied(libc::EPERM)),
         };
         let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
-        let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..decision.clone() };
-        self.record(event, &decision, outcome);
+        let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..Decision::clone(decision) };
+        self.record(event, &Arc::new(decision), outcome);
         match outcome {
             Outcome::Denied(errno) => Some(Answer::Errno(errno)),
             _ => None,

@@ -12,7 +12,7 @@ mod users;
 
 use callgate_sdk::{
     Accepted, ConfigError, Credentials, Endpoint, Event, EventKinds, Exec, Object, Plugin, Socket, Subject, Verdict,
-    present,
+    by_action_alone, present,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -94,38 +94,50 @@ impl Plugin for Allowlist {
     }
 
     fn connect(&mut self, _: &Event, to: &Endpoint) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.outbound("connect", to))
+        self.network(|network| network.outbound("connect", to))
     }
 
     fn send(&mut self, _: &Event, to: &Endpoint) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.outbound("send", to))
+        self.network(|network| network.outbound("send", to))
     }
 
     fn bind(&mut self, _: &Event, to: &Endpoint) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.bind(to))
+        self.network(|network| network.bind(to))
     }
 
     fn listen(&mut self, _: &Event, on: &Endpoint) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.listen(on))
+        self.network(|network| network.listen(on))
     }
 
     fn accept(&mut self, _: &Event, accepted: &Accepted) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.accept(accepted))
+        self.network(|network| network.accept(accepted))
     }
 
     fn socket(&mut self, _: &Event, socket: &Socket) -> Verdict {
-        self.network.as_ref().map_or(Verdict::Abstain, |network| network.socket(socket))
+        self.network(|network| network.socket(socket))
     }
 
     fn credentials(&mut self, _: &Event, change: &Credentials) -> Verdict {
+        by_action_alone();
         self.users.as_ref().map_or(Verdict::Abstain, |users| users.change(change))
     }
 }
 
 impl Allowlist {
+    /// What the section on the network says, which is about no subject.
+    fn network(&self, judge: impl FnOnce(&Network) -> Verdict) -> Verdict {
+        by_action_alone();
+        self.network.as_ref().map_or(Verdict::Abstain, judge)
+    }
+
     fn run(&self, subject: &Subject, exec: &Exec) -> Verdict {
-        if let Some(denied) = self.users.as_ref().and_then(|users| users.running_as(subject)) {
-            return denied;
+        match &self.users {
+            Some(users) => {
+                if let Some(denied) = users.running_as(subject) {
+                    return denied;
+                }
+            }
+            None => by_action_alone(),
         }
         match &self.executables {
             Some(executables) => executables.judge(exec),

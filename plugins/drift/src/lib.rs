@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use callgate_sdk::{ConfigError, Event, Exec, File, FileRole, Plugin, Verdict, canonical_path, digest, started_ms};
+use callgate_sdk::{
+    ConfigError, Event, Exec, File, FileRole, Plugin, Verdict, by_action_alone, canonical_path, digest, started_ms,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -74,6 +76,7 @@ impl Plugin for Drift {
     }
 
     fn exec(&mut self, _: &Event, exec: &Exec) -> Verdict {
+        by_action_alone(); // unless a digest is asked for
         let start_ns = i64::try_from(started_ms()).unwrap_or(i64::MAX).saturating_mul(1_000_000);
         let since_ns = start_ns.saturating_sub(self.margin_ns);
         let loader = exec.loader.as_ref().map(|file| (FileRole::Loader, file));
@@ -136,7 +139,9 @@ mod tests {
         let mut drift = drift("{}");
         let at = |ns| exec("/bin/ls").started_ms(START_MS).changed_ns(ns);
         assert_eq!(drift.decide(at(START_NS - 1_000_000_000)), Verdict::Abstain);
+        assert!(drift.said_by_action_alone());
         assert_eq!(drift.decide(at(START_NS + 1)).rule(), Some("drift.changed"));
+        assert!(!drift.said_by_action_alone(), "its digest was asked for");
         assert_eq!(drift.decide(at(START_NS - 10_000_000)).rule(), Some("drift.changed"), "the clock is coarse");
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use callgate_sdk::{ConfigError, Endpoint, Event, Plugin, Verdict, names, present};
+use callgate_sdk::{ConfigError, Endpoint, Event, Plugin, Verdict, by_action_alone, names, present};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -116,6 +116,7 @@ impl Plugin for Egress {
 
 impl Egress {
     fn judge(&self, to: &Endpoint) -> Verdict {
+        by_action_alone();
         let Some((ip, port)) = to.address.ip() else { return Verdict::Abstain };
         let (ips, mut names) = (meant(ip), None);
         if let Some(peers) = self.deny.iter().find(|peers| peers.have(&ips, &mut names)) {

@@ -4,7 +4,7 @@
 //! A heuristic: who renames the program and configures it by a file is not seen. It costs an attacker the ready-made tools, and
 //! tells who has them.
 
-use callgate_sdk::{ConfigError, Event, Exec, Plugin, Verdict, canonical_path};
+use callgate_sdk::{ConfigError, Event, Exec, Plugin, Verdict, by_action_alone, canonical_path};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -133,6 +133,7 @@ impl Plugin for Miner {
     }
 
     fn exec(&mut self, _: &Event, exec: &Exec) -> Verdict {
+        by_action_alone();
         if exec.file.canonical && self.except.contains(&exec.file.path) {
             return Verdict::Abstain;
         }

@@ -89,6 +89,11 @@ impl<P: Plugin> Tester<P> {
         during(&mut self.host, || decide(plugin, &event))
     }
 
+    /// Whether what it said last holds for every event with the same action: see [`crate::by_action_alone`].
+    pub fn said_by_action_alone(&self) -> bool {
+        self.host.by_action_alone && !self.host.asked_for_more
+    }
+
     /// The kinds of event that it wants to be asked about.
     pub fn subscriptions(&self) -> EventKinds {
         self.subscriptions
@@ -114,6 +119,8 @@ pub struct Host {
     facts: Facts,
     files: Vec<(FileRole, String)>,
     questions: u32,
+    by_action_alone: bool,
+    asked_for_more: bool,
     log: Vec<(Level, String)>,
 }
 
@@ -143,6 +150,7 @@ impl Host {
     fn enter(&mut self, event: &Event, facts: Facts) {
         self.facts = facts;
         self.questions = 0;
+        (self.by_action_alone, self.asked_for_more) = (false, false);
         self.files = match &event.action {
             Action::Exec(exec) | Action::ExecFileless(exec) => files(exec),
             _ => Vec::new(),
@@ -155,15 +163,21 @@ impl Host {
         &self.facts
     }
 
+    /// For facts that an equal action does not answer alike.
+    fn asked_for_more(&mut self) -> &Facts {
+        self.asked_for_more = true;
+        self.asked()
+    }
+
     pub(crate) fn digest(&mut self, role: FileRole) -> Result<String, String> {
-        self.asked();
+        self.asked_for_more();
         let mut files = self.files.iter();
         let (_, path) = files.find(|(of, _)| same(of, &role)).ok_or("the event has no such file")?;
         self.facts.digests.get(path).cloned().ok_or_else(|| format!("the digest of {path} was not given"))
     }
 
     pub(crate) fn ancestors(&mut self) -> Vec<Subject> {
-        self.asked().ancestors.clone()
+        self.asked_for_more().ancestors.clone()
     }
 
     pub(crate) fn canonical_path(&mut self, path: &str) -> Option<String> {
@@ -176,11 +190,11 @@ impl Host {
     }
 
     pub(crate) fn environment(&mut self, name: &str) -> Option<String> {
-        self.asked().environment.get(name).cloned()
+        self.asked_for_more().environment.get(name).cloned()
     }
 
     pub(crate) fn standard_stream(&mut self, number: u32) -> Stream {
-        self.asked().standard_streams.get(&number).cloned().unwrap_or(Stream::Unknown)
+        self.asked_for_more().standard_streams.get(&number).cloned().unwrap_or(Stream::Unknown)
     }
 
     pub(crate) fn names(&mut self) -> Vec<String> {
@@ -189,6 +203,10 @@ impl Host {
 
     pub(crate) fn started_ms(&mut self) -> u64 {
         self.asked().started_ms
+    }
+
+    pub(crate) fn by_action_alone(&mut self) {
+        self.by_action_alone = true;
     }
 }
 

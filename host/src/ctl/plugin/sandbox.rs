@@ -125,7 +125,7 @@ pub(super) fn ask(plugin: &mut Plugin, event: &Event, facts: &Arc<dyn Facts>) ->
     let started = Instant::now();
     let answer = plugin.decide(event, facts);
     let took = started.elapsed();
-    (answer.map_or_else(Answer::Failed, Answer::Verdict), took)
+    (answer.map_or_else(Answer::Failed, |said| Answer::Verdict(said.verdict)), took)
 }
 
 /// Asks it about what somebody wrote down.
