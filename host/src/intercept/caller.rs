@@ -21,7 +21,7 @@ use crate::intercept::path::View;
 use crate::sys::attributes::Attributes;
 use crate::sys::credentials::Identity;
 use crate::sys::pidfd::{self, Target};
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 /// What an id is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +73,22 @@ pub struct Caller {
     pub tid: u32,
     /// Thread group id.
     pub pid: u32,
-    parent: u32,
-    uid: u32,
-    gid: u32,
+    who: OnceLock<Who>,
     thread: Arc<Thread>,
     memory: OnceLock<fs::File>,
     /// Whether it has made no exec since it was looked at first.
     same_memory: bool,
-    status: OnceLock<Status>,
+    status: OnceLock<Box<Status>>,
     root: OnceLock<OwnedFd>,
     in_our_user_namespace: OnceLock<bool>,
+}
+
+/// What may have changed since a thread was looked at last.
+#[derive(Debug, Clone, Copy)]
+struct Who {
+    parent: u32,
+    uid: u32,
+    gid: u32,
 }
 
 impl Thread {
@@ -125,27 +131,58 @@ impl Caller {
     /// The same of a thread that was looked at before. The kernel is asked through the thread's own descriptors, so that
     /// this fails if it is no more. `same_memory`: it has made no exec since.
     pub(super) fn look_again(tid: u32, thread: Arc<Thread>, same_memory: bool) -> io::Result<Self> {
-        let (info, status) = match pidfd::info(thread.pidfd.as_fd()) {
-            Ok(info) if info.tid == tid => (info, OnceLock::new()),
-            _ => {
-                let status = Status::read(thread.directory.as_fd())?;
-                let Identity { uid, gid, .. } = status.identity;
-                (pidfd::Info { tid, pid: status.pid, parent: status.parent, uid, gid }, OnceLock::from(status))
-            }
-        };
-        Ok(Self {
+        let (pid, who, status) = Self::ask(tid, &thread)?;
+        let status = status.map_or_else(OnceLock::new, OnceLock::from);
+        Ok(Self { status, ..Self::unasked(tid, pid, OnceLock::from(who), thread, same_memory) })
+    }
+
+    /// The same, of which nobody has asked yet whether it is there, nor who it is. It has made no exec since it was looked at
+    /// first, and its pidfd is its own. `None`: it isn't.
+    pub(super) fn presumed(tid: u32, pid: u32, thread: Arc<Thread>) -> Option<Self> {
+        thread.exact.then(|| Self::unasked(tid, pid, OnceLock::new(), thread, true))
+    }
+
+    fn unasked(tid: u32, pid: u32, who: OnceLock<Who>, thread: Arc<Thread>, same_memory: bool) -> Self {
+        Self {
             tid,
-            pid: info.pid,
-            parent: info.parent,
-            uid: info.uid,
-            gid: info.gid,
+            pid,
+            who,
             thread,
             memory: OnceLock::new(),
             same_memory,
-            status,
+            status: OnceLock::new(),
             root: OnceLock::new(),
             in_our_user_namespace: OnceLock::new(),
-        })
+        }
+    }
+
+    fn ask(tid: u32, thread: &Thread) -> io::Result<(u32, Who, Option<Box<Status>>)> {
+        match pidfd::info(thread.pidfd.as_fd()) {
+            Ok(info) if info.tid == tid => {
+                Ok((info.pid, Who { parent: info.parent, uid: info.uid, gid: info.gid }, None))
+            }
+            _ => {
+                let status = Status::read(thread.directory.as_fd())?;
+                let Identity { uid, gid, .. } = status.identity;
+                Ok((status.pid, Who { parent: status.parent, uid, gid }, Some(Box::new(status))))
+            }
+        }
+    }
+
+    /// Whether nobody has asked yet whether it is there.
+    pub fn is_presumed(&self) -> bool {
+        self.who.get().is_none()
+    }
+
+    fn who(&self) -> io::Result<Who> {
+        if let Some(who) = self.who.get() {
+            return Ok(*who);
+        }
+        let (_, who, status) = Self::ask(self.tid, &self.thread)?;
+        if let Some(status) = status {
+            let _ = self.status.set(status);
+        }
+        Ok(*self.who.get_or_init(|| who))
     }
 
     /// What `/proc/TID/status` says: read when it is first asked for. While the thread waits for our answer nothing of it
@@ -156,9 +193,9 @@ impl Caller {
     pub fn status(&self) -> Result<&Status, Errno> {
         if self.status.get().is_none() {
             let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            let _ = self.status.set(Status::read(self.directory()).map_err(errno)?);
+            let _ = self.status.set(Box::new(Status::read(self.directory()).map_err(errno)?));
         }
-        self.status.get().ok_or(Errno::ESRCH)
+        self.status.get().map(Box::as_ref).ok_or(Errno::ESRCH)
     }
 
     /// The process (or, from Linux 6.9, the very thread).
@@ -185,10 +222,10 @@ impl Caller {
     /// Through `/proc/PID/mem` and not process_vm_readv(2): a page registered with userfaultfd(2) then ends the read
     /// instead of holding the reader.
     pub fn copy_some(&self, address: u64, buffer: &mut [u8]) -> usize {
-        let Ok(memory) = self.memory() else { return 0 };
+        let Ok(opened) = self.memory() else { return 0 };
         let mut done = 0;
         while done < buffer.len() {
-            match memory.read_at(&mut buffer[done..], address.wrapping_add(done as u64)) {
+            match memory::read(opened.as_fd(), &mut buffer[done..], address.wrapping_add(done as u64)) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -369,15 +406,12 @@ impl Caller {
     }
 
     /// The process as plugins see it.
-    pub fn subject(&self, view: &View) -> Subject {
-        Subject {
-            pid: self.pid,
-            tid: self.tid,
-            parent: self.parent,
-            executable: self.executable(view),
-            uid: self.uid,
-            gid: self.gid,
-        }
+    ///
+    /// # Errors
+    /// It is gone. Not where this was [asked](Self::is_presumed) before.
+    pub fn subject(&self, view: &View) -> io::Result<Subject> {
+        let Who { parent, uid, gid } = self.who()?;
+        Ok(Subject { pid: self.pid, tid: self.tid, parent, executable: self.executable(view), uid, gid })
     }
 
     /// The name of the file that the process runs; the one that was found before if it has made no exec since, or is still

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -35,7 +35,13 @@ pub struct Callers {
     sees_execs: AtomicBool,
     most: usize,
     known: Mutex<Known>,
+    /// Counts whenever a thread comes to be kept, or an exec has ended. Changed under the lock.
+    changes: AtomicU64,
 }
+
+/// A moment between two changes, taken before a notification is received: see [`Callers::has_not_changed`].
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(u64);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -60,11 +66,44 @@ impl Callers {
     pub fn new(sees_execs: bool) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         let sees_execs = AtomicBool::new(sees_execs);
-        Self { sees_execs, most: (limit / SHARE / 3).min(MOST) as usize, known: Mutex::default() }
+        Self {
+            sees_execs,
+            most: (limit / SHARE / 3).min(MOST) as usize,
+            known: Mutex::default(),
+            changes: AtomicU64::new(0),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be taken before a notification is received.
+    pub fn moment(&self) -> Moment {
+        Moment(self.changes.load(SeqCst))
+    }
+
+    /// Who has made a call, if that thread is kept: without asking the kernel. What is then read of it may be believed where its
+    /// socket could be had, and if [nothing has changed](Self::has_not_changed).
+    pub fn presume(&self, listener: &Listener, call: &Notification) -> Option<Caller> {
+        if !listener.keeps_callers() || !self.sees_execs.load(SeqCst) {
+            return None;
+        }
+        let (thread, pid) = self.known().find(call.tid).0?;
+        let caller = Caller::presumed(call.tid, pid, thread)?;
+        caller.memory().is_ok().then_some(caller)
+    }
+
+    /// Whether no other program has come to have the number of the thread that was [presumed](Self::presume) to call.
+    ///
+    /// When a notification is received its caller is there. Its number may be another's in the next moment, if it is killed: by
+    /// an exec of its process, which passes the number on, or else after it has been reaped. Of the first we hear before it
+    /// begins, and when it has ended. Of the second the kept descriptors know: no socket is had through them any more (ESRCH).
+    /// And what is kept now was so before the notification was received, and so is not of the next thread of that number.
+    /// If the caller has merely been killed since, what was read is what it asked for.
+    pub fn has_not_changed(&self, caller: &Caller, before: Moment) -> bool {
+        let known = self.known();
+        self.sees_execs.load(SeqCst) && self.moment().0 == before.0 && !known.under_way.contains_key(&caller.pid)
     }
 
     /// Reads who has made a call.
@@ -96,7 +135,7 @@ impl Callers {
             let (kept, execs) = self.find(parent);
             let is_new = kept.is_none();
             let Ok(ancestor) = kept.map_or_else(|| Caller::look(view, parent), Ok) else { break };
-            let subject = ancestor.subject(view);
+            let Ok(subject) = ancestor.subject(view) else { break };
             // Both descriptors are of the same process if both still tell of one: the name came through the other.
             if is_new && !subject.executable.is_empty() && pidfd::info(ancestor.pidfd()).is_ok() {
                 self.keep(&ancestor, execs);
@@ -128,7 +167,7 @@ impl Callers {
     /// The thread of this number if it is kept, and lives; and how many execs have ended.
     fn find(&self, tid: u32) -> (Option<Caller>, u64) {
         let (kept, execs) = self.known().find(tid);
-        let caller = kept.and_then(|thread| {
+        let caller = kept.and_then(|(thread, _)| {
             let caller = Caller::look_again(tid, Arc::clone(&thread), self.sees_execs.load(SeqCst)).ok();
             if caller.is_none() {
                 self.known().forget(tid, &thread);
@@ -139,7 +178,10 @@ impl Callers {
     }
 
     fn keep(&self, caller: &Caller, execs: u64) {
-        let too_many = self.known().keep(caller, execs, self.most);
+        let mut known = self.known();
+        let too_many = known.keep(caller, execs, self.most);
+        self.changes.fetch_add(1, SeqCst);
+        drop(known);
         drop(too_many); // which takes system calls, and no lock
     }
 
@@ -161,12 +203,13 @@ impl Callers {
 }
 
 impl Known {
-    fn find(&mut self, tid: u32) -> (Option<Arc<Thread>>, u64) {
+    /// The thread of this number, and its process; and how many execs have ended.
+    fn find(&mut self, tid: u32) -> (Option<(Arc<Thread>, u32)>, u64) {
         self.calls += 1;
         let calls = self.calls;
         let kept = self.threads.get_mut(&tid).map(|kept| {
             kept.called = calls;
-            Arc::clone(&kept.thread)
+            (Arc::clone(&kept.thread), kept.pid)
         });
         (kept, self.execs)
     }
@@ -207,6 +250,7 @@ impl UnderWay<'_> {
         }
         let mut known = self.callers.known();
         known.execs += 1;
+        self.callers.changes.fetch_add(1, SeqCst);
         match known.under_way.get_mut(&self.pid) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(known.under_way.remove(&self.pid)),

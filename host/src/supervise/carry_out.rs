@@ -66,7 +66,7 @@ impl Office {
                 Copy::Groups(groups) => {
                     let result = verified::groups(&self.listener, &self.view, &self.holder, id, caller, groups);
                     let (event, decision) = decided?;
-                    return self.verified(event, decision, result);
+                    return self.verified(caller, event, decision, result);
                 }
                 Copy::Connect(held, target) => perform::connect(&desk, held, target),
                 Copy::Bind(held, target) => perform::bind(&desk, held, target),
@@ -102,9 +102,11 @@ impl Office {
                 None
             }
             Performed::Mismatch => {
+                let subject = self.subject(caller);
                 let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
                 let (event, decision) = decided?;
-                self.verified(event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
+                let event = Event { subject, ..event.clone() };
+                self.verified(caller, &event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
         }
     }
@@ -159,8 +161,11 @@ impl Office {
             };
             let copy = match intercept::sending(self.wanted, ours, message) {
                 Intercepted::Event(action, copy) => {
-                    let (event, decision, _) = self.decide(caller, action, None);
-                    if let Some(answer) = self.denied(&event, &decision, decision.errno(event.kind())) {
+                    let (event, decision, _) = match self.decide(caller, action, None, call) {
+                        Ok(decided) => decided,
+                        Err(answer) => break Some(answer),
+                    };
+                    if let Some(answer) = self.denied(caller, &event, &decision, decision.errno(event.kind())) {
                         break Some(answer);
                     }
                     copy
@@ -234,8 +239,11 @@ impl Office {
                 },
             };
             let action = intercept::accepted(held, &connection, &peer);
-            let (event, decision, _) = self.decide(caller, action, None);
-            if self.denied(&event, &decision, decision.errno(event.kind())).is_some() {
+            let (event, decision, _) = match self.decide(caller, action, None, call) {
+                Ok(decided) => decided,
+                Err(answer) => return Some(answer),
+            };
+            if self.denied(caller, &event, &decision, decision.errno(event.kind())).is_some() {
                 continue;
             }
             if flags & libc::SOCK_NONBLOCK != 0 {

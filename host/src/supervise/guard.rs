@@ -26,7 +26,7 @@ impl Office {
             };
         }
         let refused =
-            |why: &str| Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why));
+            |why: &str| Some(self.refuse_always(self.subject(caller), notification, "supervisor-protected", why));
         let (first, second) = (notification.args[0] as i32, notification.args[1] as i32);
         let target = match call {
             Call::Task("kill") if first == -1 => {
@@ -69,7 +69,7 @@ impl Office {
             Ok(Ok(signal)) => signal,
             Ok(Err(answer)) => return Some(answer),
             Err(why) => {
-                let subject = caller.subject(&self.view);
+                let subject = self.subject(caller);
                 return Some(self.refuse_always(subject, notification, "supervisor-protected", why));
             }
         };

@@ -32,7 +32,7 @@ use crate::enforce::waiting::{Over, Room};
 use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
 use crate::intercept::caller::Caller;
-use crate::intercept::callers::Callers;
+use crate::intercept::callers::{Callers, Moment};
 use crate::intercept::calls::{self, Call};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
@@ -244,6 +244,7 @@ fn receive(office: Arc<Office>) -> std::io::Result<()> {
 
 fn work(office: &Office) {
     while office.relay.next() {
+        let before = office.callers.moment();
         let notification = match office.listener.receive() {
             Ok(notification) => notification,
             Err(error) => match error.raw_os_error() {
@@ -261,7 +262,7 @@ fn work(office: &Office) {
         if is_exec {
             office.relay.hand_over_to_a_crowd();
         }
-        office.handle(&notification);
+        office.handle(&notification, before);
         if is_exec {
             office.relay.look_for_a_crowd(|| office.listener.has_more());
         }
@@ -273,9 +274,9 @@ fn is_exec(call: &Notification) -> bool {
 }
 
 impl Office {
-    fn handle(&self, notification: &Notification) {
+    fn handle(&self, notification: &Notification, before: Moment) {
         // A mistake of ours must neither leave the caller waiting for ever nor let its call through.
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(notification))).unwrap_or_else(|_| {
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(notification, before))).unwrap_or_else(|_| {
             tracing::error!("system call {} was refused because of the panic above", notification.number);
             Some(Answer::Errno(libc::EPERM))
         });
@@ -286,23 +287,22 @@ impl Office {
     }
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
-    fn answer(&self, notification: &Notification) -> Option<Answer> {
+    fn answer(&self, notification: &Notification, before: Moment) -> Option<Answer> {
         let is_groups = calls::call(notification.number) == Some(Call::Setgroups);
         if is_groups && notification.arch == seccomp::NATIVE_ARCH && self.holder.expects(notification.tid) {
             return Some(Answer::Continue);
         }
         let Ok(_turn) = self.turn(notification) else { return None };
+        if let Some((caller, intercepted)) = self.glance(notification, before) {
+            return self.answer_to_intercepted(&caller, intercepted, notification);
+        }
         // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
         let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
             Err(error) => {
-                let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
-                let ran_out = error.raw_os_error().is_some_and(|errno| ran_out(Errno::from_raw(errno)));
-                let may_need = if ran_out { "" } else { "; the supervisor may need CAP_SYS_PTRACE" };
-                let why = format!("the caller cannot be looked at ({error}){may_need}");
-                let answer = self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM);
+                let answer = self.unreadable(notification, &error);
                 if answer == Answer::Continue && may_be_exec {
                     self.callers.misses_an_exec();
                 }
@@ -316,22 +316,46 @@ impl Office {
         answer
     }
 
+    /// Refuses a call of whom nothing can be known.
+    fn unreadable(&self, notification: &Notification, error: &std::io::Error) -> Answer {
+        let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
+        let ran_out = error.raw_os_error().is_some_and(|errno| ran_out(Errno::from_raw(errno)));
+        let may_need = if ran_out { "" } else { "; the supervisor may need CAP_SYS_PTRACE" };
+        let why = format!("the caller cannot be looked at ({error}){may_need}");
+        self.refuse(subject, notification, "caller-unreadable", &why, Errno::EPERM)
+    }
+
+    /// What most calls on sockets mean, where the kernel need not be asked who makes them. `None`: it must be asked.
+    fn glance(&self, notification: &Notification, before: Moment) -> Option<(Arc<Caller>, Intercepted)> {
+        let call = calls::call(notification.number).filter(|_| notification.arch == seccomp::NATIVE_ARCH)?;
+        if !matches!(call, Call::Connect | Call::Bind | Call::Sendto | Call::Sendmsg) {
+            return None;
+        }
+        let caller = Arc::new(self.callers.presume(&self.listener, notification)?);
+        // What fails is looked at again, and then it is known whose mistake it is.
+        let intercepted = self.intercept(&caller, call, notification).ok()?;
+        self.callers.has_not_changed(&caller, before).then_some((caller, intercepted))
+    }
+
+    fn intercept(&self, caller: &Caller, call: Call, notification: &Notification) -> Result<Intercepted, Errno> {
+        intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification)
+    }
+
     fn answer_to(&self, caller: &Arc<Caller>, notification: &Notification) -> Option<Answer> {
         if notification.arch != seccomp::NATIVE_ARCH {
             let why = "a system call through another architecture's entry";
-            return Some(self.refuse(caller.subject(&self.view), notification, "foreign-abi", why, Errno::ENOSYS));
+            return Some(self.refuse(self.subject(caller), notification, "foreign-abi", why, Errno::ENOSYS));
         }
         let Some(call) = calls::call(notification.number) else {
             let why = "a system call that the filter was not made for";
-            return Some(self.refuse(caller.subject(&self.view), notification, "unknown-call", why, Errno::ENOSYS));
+            return Some(self.refuse(self.subject(caller), notification, "unknown-call", why, Errno::ENOSYS));
         };
         if matches!(call, Call::Task(_) | Call::TaskOrMany(_) | Call::PidfdSendSignal)
             || matches!(call, Call::Bypass("fcntl"))
         {
             return self.guard(caller, call, notification);
         }
-        let intercepted =
-            intercept::intercept(&self.view, &self.own, &self.sockets, caller, self.wanted, call, notification);
+        let intercepted = self.intercept(caller, call, notification);
         // Otherwise what was read may be somebody else's; also where the caller's descriptors are kept, and so cannot have
         // become another thread's: an exec of a sibling ends the call, and gives another program the same number.
         if !self.listener.is_valid(notification.id) {
@@ -344,37 +368,48 @@ impl Office {
             }
             Err(errno) if ran_out(errno) => {
                 let why = format!("what the call means could not be found out: {errno}");
-                let subject = caller.subject(&self.view);
+                let subject = self.subject(caller);
                 Some(self.refuse(subject, notification, "supervisor-exhausted", &why, errno))
             }
             Err(errno) => Some(Answer::Errno(errno as i32)),
-            Ok(Intercepted::Refused(name, errno)) => {
-                let why = match call {
-                    Call::Bypass("prctl") => {
+            Ok(intercepted) => self.answer_to_intercepted(caller, intercepted, notification),
+        }
+    }
+
+    fn answer_to_intercepted(
+        &self,
+        caller: &Arc<Caller>,
+        intercepted: Intercepted,
+        notification: &Notification,
+    ) -> Option<Answer> {
+        match intercepted {
+            Intercepted::Refused(name, errno) => {
+                let why = match calls::call(notification.number) {
+                    Some(Call::Bypass("prctl")) => {
                         "the process would pass itself off as one that runs another program".to_owned()
                     }
-                    Call::Bypass("request_key") => {
+                    Some(Call::Bypass("request_key")) => {
                         "the kernel would start a program for the key, outside of the workload".to_owned()
                     }
                     _ => format!("{name} would get past the network rules"),
                 };
-                Some(self.refuse(caller.subject(&self.view), notification, name, &why, errno))
+                Some(self.refuse(self.subject(caller), notification, name, &why, errno))
             }
-            Ok(Intercepted::Event(Action::Connect(to), _)) if orders::is_name(&to.address) => {
+            Intercepted::Event(Action::Connect(to), _) if orders::is_name(&to.address) => {
                 let why = "who connects there would give orders to a supervisor, and pass for us";
-                Some(self.refuse_always(caller.subject(&self.view), notification, "supervisor-protected", why))
+                Some(self.refuse_always(self.subject(caller), notification, "supervisor-protected", why))
             }
-            Ok(Intercepted::Event(action, copy)) => self.decide_and_enforce(caller, action, copy, notification),
-            Ok(Intercepted::Ungoverned(_)) if self.mode() == Mode::DryRun => Some(Answer::Continue),
-            Ok(Intercepted::Ungoverned(copy)) => self.carry_out(caller, copy, notification.id, None),
-            Ok(Intercepted::Messages(held, vector, count, flags)) => {
+            Intercepted::Event(action, copy) => self.decide_and_enforce(caller, action, copy, notification),
+            Intercepted::Ungoverned(_) if self.mode() == Mode::DryRun => Some(Answer::Continue),
+            Intercepted::Ungoverned(copy) => self.carry_out(caller, copy, notification.id, None),
+            Intercepted::Messages(held, vector, count, flags) => {
                 self.send_messages(caller, &held, vector, count, flags, notification)
             }
-            Ok(Intercepted::PeerCredentials(held, value, length)) => {
+            Intercepted::PeerCredentials(held, value, length) => {
                 Some(perform::peer_credentials(&self.desk(caller, notification.id), &held, value, length))
             }
-            Ok(Intercepted::PeerDescriptor(held)) => Some(perform::peer_descriptor(&held)),
-            Ok(Intercepted::Accepting(held, flags)) => self.accept(caller, &held, flags, notification),
+            Intercepted::PeerDescriptor(held) => Some(perform::peer_descriptor(&held)),
+            Intercepted::Accepting(held, flags) => self.accept(caller, &held, flags, notification),
         }
     }
 
@@ -422,27 +457,49 @@ impl Office {
         });
     }
 
-    fn record(&self, event: &Event, decision: &Arc<Decision>, outcome: Outcome) {
+    fn record(&self, caller: &Caller, event: &Event, decision: &Arc<Decision>, outcome: Outcome) {
         let interesting = decision.denial.is_some() || !decision.failures.is_empty() || !decision.candidates.is_empty();
         if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
             return;
         }
+        let mut event = event.clone();
+        if event.subject.pid == 0 {
+            event.subject = self.subject(caller);
+        }
         let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
-        let (event, decision) = (event.clone(), Arc::clone(decision));
+        let decision = Arc::clone(decision);
         self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
-    /// The event, the decision on it, and the facts, unless nobody had to be asked.
+    /// Who calls, for a record: as far as that is known, if it is gone.
+    fn subject(&self, caller: &Caller) -> Subject {
+        let gone = |_| Subject { pid: caller.pid, tid: caller.tid, ..Subject::default() };
+        caller.subject(&self.view).unwrap_or_else(gone)
+    }
+
+    /// The event, the decision on it, and the facts, unless nobody had to be asked. The event of a caller about whom the kernel was
+    /// not asked has no subject then.
+    ///
+    /// # Errors
+    /// What to answer, if nothing can be known of the caller.
     fn decide(
         &self,
         caller: &Arc<Caller>,
         action: Action,
         program: Option<Arc<Program>>,
-    ) -> (Event, Arc<Decision>, Option<Arc<LiveFacts>>) {
+        call: &Notification,
+    ) -> Result<(Event, Arc<Decision>, Option<Arc<LiveFacts>>), Answer> {
         let chain = || self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: caller.subject(&self.view), action };
-        if let Some(decision) = chain().recall(&mut event) {
-            return (event, decision, None);
+        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: Subject::default(), action };
+        let recalled = chain().recall(&mut event);
+        if recalled.is_none() || !caller.is_presumed() {
+            event.subject = caller.subject(&self.view).map_err(|error| match self.listener.is_valid(call.id) {
+                true => self.unreadable(call, &error),
+                false => Answer::Errno(libc::EPERM), // to nobody
+            })?;
+        }
+        if let Some(decision) = recalled {
+            return Ok((event, decision, None));
         }
         let Event { subject, action, .. } = &event;
         let facts =
@@ -455,7 +512,7 @@ impl Office {
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
         let decision = chain().decide(&mut event, &shared);
         facts.decided();
-        (event, decision, Some(facts))
+        Ok((event, decision, Some(facts)))
     }
 
     fn decide_and_enforce(
@@ -469,11 +526,14 @@ impl Office {
             Copy::Exec(program) => (None, Some(Arc::<Program>::from(program))),
             copy => (Some(copy), None),
         };
-        let (event, decision, facts) = self.decide(caller, action, program.clone());
+        let (event, decision, facts) = match self.decide(caller, action, program.clone(), call) {
+            Ok(decided) => decided,
+            Err(answer) => return Some(answer),
+        };
         // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
         let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
         let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
-        if let Some(answer) = self.denied(&event, &decision, errno) {
+        if let Some(answer) = self.denied(caller, &event, &decision, errno) {
             return Some(answer);
         }
         if self.mode() == Mode::DryRun {
@@ -487,18 +547,18 @@ impl Office {
     }
 
     /// Records the decision; what to answer if it is a denial that counts.
-    fn denied(&self, event: &Event, decision: &Arc<Decision>, errno: Option<i32>) -> Option<Answer> {
+    fn denied(&self, caller: &Caller, event: &Event, decision: &Arc<Decision>, errno: Option<i32>) -> Option<Answer> {
         match errno {
             Some(errno) if self.mode() == Mode::Enforce => {
-                self.record(event, decision, Outcome::Denied(errno));
+                self.record(caller, event, decision, Outcome::Denied(errno));
                 Some(Answer::Errno(errno))
             }
             Some(errno) => {
-                self.record(event, decision, Outcome::WouldDeny(errno));
+                self.record(caller, event, decision, Outcome::WouldDeny(errno));
                 None
             }
             None => {
-                self.record(event, decision, Outcome::Allowed);
+                self.record(caller, event, decision, Outcome::Allowed);
                 None
             }
         }
@@ -527,10 +587,16 @@ impl Office {
         if result.is_ok() {
             under_way.is_over();
         }
-        self.verified(event, decision, result)
+        self.verified(caller, event, decision, result)
     }
 
-    fn verified(&self, event: &Event, decision: &Arc<Decision>, result: std::io::Result<Verified>) -> Option<Answer> {
+    fn verified(
+        &self,
+        caller: &Caller,
+        event: &Event,
+        decision: &Arc<Decision>,
+        result: std::io::Result<Verified>,
+    ) -> Option<Answer> {
         let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
@@ -548,7 +614,7 @@ impl Office {
         };
         let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
         let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..Decision::clone(decision) };
-        self.record(event, &Arc::new(decision), outcome);
+        self.record(caller, event, &Arc::new(decision), outcome);
         match outcome {
             Outcome::Denied(errno) => Some(Answer::Errno(errno)),
             _ => None,

@@ -1,8 +1,20 @@
-//! Pages that the kernel may go on reading when we have forgotten them.
+//! Reading the memory of others; and pages of our own that the kernel may go on reading when we have forgotten them.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+
+/// pread64(2): as many bytes as there are from there on. By syscall(2), for the reason that is told in `sys::socket`.
+///
+/// # Errors
+/// The kernel's.
+pub fn read(memory: BorrowedFd<'_>, buffer: &mut [u8], address: u64) -> io::Result<usize> {
+    // SAFETY: pointer and length describe `buffer`.
+    let read =
+        unsafe { libc::syscall(libc::SYS_pread64, memory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), address) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
 
 /// A copy of some bytes in pages of its own. Once it is dropped nobody writes to those pages: who has pinned them
 /// (`MSG_ZEROCOPY`) finds in them what was there.
