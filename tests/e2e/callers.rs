@@ -88,3 +88,29 @@ fn the_same_holds_where_programs_are_not_governed() {
         is_seen_as_it_is(mode, &Fixture::new(json!({ "network": { "outbound": [{ "to": "127.0.0.1" }] } })));
     }
 }
+
+/// An exec of another thread gives its program the caller's number. Who calls is asked of that number: late, where decisions wait
+/// for each other, as they do here.
+#[test]
+fn the_next_program_of_a_callers_number_does_not_lend_it_its_name() {
+    let program = Fixture::new(json!({ "allow_executables": ["/bin/true"] }));
+    let replaced = program.compile("replaced", include_str!("programs/replaced.c"), &["-static", "-pthread"]);
+    let globs: Vec<_> =
+        (0..2000).map(|n| format!("/x{n}*0/**/y*{n}/*z")).chain(["/usr/bin/whoami".to_owned()]).collect();
+    let slow = json!({
+        "allow_executables": ["/usr/bin/", replaced],
+        "deny_executables": globs,
+        "network": { "outbound": [{ "to": "127.0.0.1" }] }
+    });
+    let mut plugins: Vec<_> =
+        (0..4).map(|n| json!({ "name": format!("slow-{n}"), "builtin": "allowlist", "config": slow })).collect();
+    let hours = program.path("hours.wasm");
+    fs::write(&hours, crate::samples::sample("hours")).unwrap();
+    let config = json!({ "closed": true, "governs": ["connect"], "except": ["/usr/bin/true"] });
+    plugins.push(json!({ "name": "hours", "path": hours, "config": config }));
+    let fixture = Fixture::new(json!({ "plugins": plugins, "audit": { "queue": 100_000 } }));
+    let outcome = run(fixture.callgate().arg(&replaced).args(["1500", "/usr/bin/true"]));
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "0\n"), "{outcome:?}");
+    let denied = fixture.records().iter().filter(|record| record["plugin"] == "hours").count();
+    assert!(denied > 50, "{denied} calls have come before the other program");
+}

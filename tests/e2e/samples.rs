@@ -22,7 +22,7 @@ const SAMPLES: [&str; 8] =
 
 /// The component of a sample. All are built one after the other, the first time that one is wanted: cargo would have them wait
 /// for each other anyway.
-fn sample(name: &str) -> &'static [u8] {
+pub fn sample(name: &str) -> &'static [u8] {
     static COMPONENTS: OnceLock<BTreeMap<&str, Vec<u8>>> = OnceLock::new();
     let components = COMPONENTS.get_or_init(|| {
         let target = Path::new(env!("OUT_DIR")).join("wasm");

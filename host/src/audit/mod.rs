@@ -116,7 +116,6 @@ struct Queue {
 /// A record and its number.
 type Item = (Arc<Entry>, u64);
 
-#[expect(clippy::large_enum_variant, reason = "behind an Arc, and nearly all are of the largest")]
 enum Entry {
     Decision(Record),
     Refusal(Refusal),

@@ -14,17 +14,15 @@ impl Memory {
     /// How many decisions. Then all are forgotten: whoever asks for ever more different things pays for it, and nobody else
     /// for long.
     const MOST: usize = 512;
-    /// About how many bytes the text of an action may have. Programs with longer arguments are seldom run twice.
-    const LONGEST: usize = 2048;
 
     /// The decision on this action, if it is known.
     pub(super) fn recall(&self, action: &Action) -> Option<Arc<Decision>> {
-        self.0.get(action).cloned()
+        if is_long(action) { None } else { self.0.get(action).cloned() }
     }
 
     /// Remembers the decision on this action.
     pub(super) fn keep(&mut self, action: &Action, decision: Decision) {
-        if action.length() > Self::LONGEST {
+        if is_long(action) {
             return;
         }
         if self.0.len() == Self::MOST {
@@ -32,6 +30,13 @@ impl Memory {
         }
         self.0.insert(action.clone(), Arc::new(decision));
     }
+}
+
+/// About how many bytes the text of an action may have. Programs with longer arguments are seldom run twice.
+const LONGEST: usize = 2048;
+
+fn is_long(action: &Action) -> bool {
+    action.length() > LONGEST
 }
 
 #[cfg(test)]
@@ -66,7 +71,7 @@ mod tests {
     #[test]
     fn what_is_long_is_not_remembered() {
         let mut memory = Memory::default();
-        for (length, remembered) in [(10, true), (Memory::LONGEST, false)] {
+        for (length, remembered) in [(10, true), (LONGEST, false)] {
             let action = Action::Exec(Exec { arguments: vec!["a".repeat(length)], ..Exec::default() });
             memory.keep(&action, decision());
             assert_eq!(memory.recall(&action).is_some(), remembered);

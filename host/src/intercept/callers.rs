@@ -40,7 +40,7 @@ pub struct Callers {
 }
 
 /// A moment between two changes, taken before a notification is received: see [`Callers::has_not_changed`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(u64);
 
 #[derive(Debug, Default)]
@@ -85,8 +85,8 @@ impl Callers {
 
     /// Who has made a call, if that thread is kept: without asking the kernel. What is then read of it may be believed where its
     /// socket could be had, and if [nothing has changed](Self::has_not_changed).
-    pub fn presume(&self, listener: &Listener, call: &Notification) -> Option<Caller> {
-        if !listener.keeps_callers() || !self.sees_execs.load(SeqCst) {
+    pub fn presume(&self, listener: &Listener, call: &Notification, before: Moment) -> Option<Caller> {
+        if !listener.keeps_callers() || !self.sees_execs.load(SeqCst) || self.moment() != before {
             return None;
         }
         let (thread, pid) = self.known().find(call.tid).0?;
@@ -103,7 +103,7 @@ impl Callers {
     /// If the caller has merely been killed since, what was read is what it asked for.
     pub fn has_not_changed(&self, caller: &Caller, before: Moment) -> bool {
         let known = self.known();
-        self.sees_execs.load(SeqCst) && self.moment().0 == before.0 && !known.under_way.contains_key(&caller.pid)
+        self.sees_execs.load(SeqCst) && self.moment() == before && !known.under_way.contains_key(&caller.pid)
     }
 
     /// Reads who has made a call.
@@ -179,10 +179,12 @@ impl Callers {
 
     fn keep(&self, caller: &Caller, execs: u64) {
         let mut known = self.known();
-        let too_many = known.keep(caller, execs, self.most);
-        self.changes.fetch_add(1, SeqCst);
+        let kept = known.keep(caller, execs, self.most);
+        if kept.is_some() {
+            self.changes.fetch_add(1, SeqCst);
+        }
         drop(known);
-        drop(too_many); // which takes system calls, and no lock
+        drop(kept); // which takes system calls, and no lock
     }
 
     /// An exec may go through without [`Self::exec`], nobody knows whose.
@@ -219,8 +221,8 @@ impl Known {
         if is_it { self.threads.remove(&tid) } else { None }
     }
 
-    /// Keeps a thread that was opened when so many `execs` had ended. Returns the one that has to go for it.
-    fn keep(&mut self, caller: &Caller, execs: u64, most: usize) -> Option<Kept> {
+    /// Keeps a thread that was opened when so many `execs` had ended, if it can. Returns those that have to go for it.
+    fn keep(&mut self, caller: &Caller, execs: u64, most: usize) -> Option<[Option<Kept>; 2]> {
         if execs != self.execs || self.under_way.contains_key(&caller.pid) || most == 0 {
             return None;
         }
@@ -228,7 +230,7 @@ impl Known {
         let oldest = if self.threads.len() < most { None } else { oldest() };
         let gone = oldest.and_then(|tid| self.threads.remove(&tid));
         let kept = Kept { thread: Arc::clone(caller.thread()), pid: caller.pid, called: self.calls };
-        self.threads.insert(caller.tid, kept).or(gone)
+        Some([self.threads.insert(caller.tid, kept), gone])
     }
 }
 
@@ -267,5 +269,116 @@ impl Drop for UnderWay<'_> {
             let pid = self.pid;
             self.callers.known().threads.retain(|_, kept| kept.pid != pid);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+
+    use super::*;
+    use crate::sys::seccomp;
+
+    /// A thread of this process that does nothing but be there.
+    struct Bystander(Option<Sender<()>>, u32);
+
+    impl Bystander {
+        fn start() -> Self {
+            let ((stay, leave), (tell, told)): (_, (Sender<u32>, Receiver<u32>)) = (channel::<()>(), channel());
+            thread::spawn(move || {
+                tell.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+                let _ = leave.recv();
+            });
+            Self(Some(stay), told.recv().unwrap())
+        }
+    }
+
+    fn view() -> View {
+        let handle = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = |path: &str| open(path, handle, Mode::empty()).unwrap();
+        let root = directory("/");
+        View::new(directory("/"), directory("/proc"), std::os::fd::AsFd::as_fd(&root)).unwrap()
+    }
+
+    fn listener(keeps_callers: bool) -> Listener {
+        Listener::new(open("/dev/null", OFlag::O_RDWR, Mode::empty()).unwrap(), keeps_callers)
+    }
+
+    fn call(tid: u32) -> Notification {
+        Notification { id: 1, tid, number: libc::SYS_connect as i32, arch: seccomp::NATIVE_ARCH, args: [0; 6] }
+    }
+
+    fn keep(callers: &Callers, view: &View, tid: u32) {
+        callers.keep(&Caller::read(view, tid).unwrap(), callers.find(tid).1);
+    }
+
+    #[test]
+    fn a_kept_thread_is_presumed_to_call_until_something_changes() {
+        let (view, listener, callers) = (view(), listener(true), Callers::new(true));
+        let (one, other) = (Bystander::start(), Bystander::start());
+        let own = std::process::id();
+        assert!(callers.presume(&listener, &call(one.1), callers.moment()).is_none(), "it is not kept");
+        let before = callers.moment();
+        keep(&callers, &view, one.1);
+        let Some(caller) = callers.presume(&listener, &call(one.1), callers.moment()) else {
+            // Before Linux 6.9 there are no descriptors of threads that don't lead.
+            return;
+        };
+        assert!(caller.is_presumed());
+        assert!(!callers.has_not_changed(&caller, before), "kept after the call was received");
+
+        let before = callers.moment();
+        assert!(callers.has_not_changed(&caller, before));
+        keep(&callers, &view, other.1);
+        assert!(!callers.has_not_changed(&caller, before), "so may be this one");
+
+        let before = callers.moment();
+        let mut elsewhere = callers.exec(own + 1);
+        assert!(callers.has_not_changed(&caller, before), "another process");
+        elsewhere.is_over();
+        assert!(!callers.has_not_changed(&caller, before), "an exec is over, and whose is not asked");
+
+        let before = callers.moment();
+        let mut exec = callers.exec(own);
+        assert!(!callers.has_not_changed(&caller, before), "it may be another program at any time");
+        exec.is_over();
+        assert!(!callers.has_not_changed(&caller, before));
+        assert!(
+            callers.presume(&listener, &call(one.1), callers.moment()).is_none(),
+            "nothing is kept of the old program"
+        );
+    }
+
+    #[test]
+    fn nobody_is_presumed_where_calls_end_by_signals_or_execs_are_not_seen() {
+        let (view, callers, one) = (view(), Callers::new(true), Bystander::start());
+        keep(&callers, &view, one.1);
+        let presumed = callers.presume(&listener(true), &call(one.1), callers.moment());
+        assert!(callers.presume(&listener(false), &call(one.1), callers.moment()).is_none());
+        callers.misses_an_exec();
+        assert!(callers.presume(&listener(true), &call(one.1), callers.moment()).is_none());
+        assert!(presumed.is_none_or(|caller| !callers.has_not_changed(&caller, callers.moment())));
+    }
+
+    #[test]
+    fn who_is_gone_is_nobody() {
+        let (view, callers) = (view(), Callers::new(true));
+        let mut one = Bystander::start();
+        keep(&callers, &view, one.1);
+        let presumed = callers.presume(&listener(true), &call(one.1), callers.moment());
+        one.0 = None;
+        let Some(caller) = presumed else { return };
+        for _ in 0..2000 {
+            if caller.thread().is_dead() {
+                break;
+            }
+            thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(caller.descriptor(0).is_err(), "a descriptor of a thread that is gone");
+        assert!(caller.subject(&view).is_err());
     }
 }

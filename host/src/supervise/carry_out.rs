@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-use super::Office;
+use super::{Decided, Office, now_ms};
 use crate::decide::Decision;
 use crate::enforce::exec::{self as verified, Verified};
 use crate::enforce::network::{self as perform, Desk, Performed};
@@ -66,7 +66,7 @@ impl Office {
                 Copy::Groups(groups) => {
                     let result = verified::groups(&self.listener, &self.view, &self.holder, id, caller, groups);
                     let (event, decision) = decided?;
-                    return self.verified(caller, event, decision, result);
+                    return self.verified(event, decision, result);
                 }
                 Copy::Connect(held, target) => perform::connect(&desk, held, target),
                 Copy::Bind(held, target) => perform::bind(&desk, held, target),
@@ -105,8 +105,8 @@ impl Office {
                 let subject = self.subject(caller);
                 let _ = pidfd::signal(caller.pidfd(), libc::SIGKILL);
                 let (event, decision) = decided?;
-                let event = Event { subject, ..event.clone() };
-                self.verified(caller, &event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
+                let event = Event { time_ms: now_ms(), subject, ..event.clone() };
+                self.verified(&event, decision, Ok(Verified::Killed("a socket was made elsewhere".to_owned())))
             }
         }
     }
@@ -161,11 +161,11 @@ impl Office {
             };
             let copy = match intercept::sending(self.wanted, ours, message) {
                 Intercepted::Event(action, copy) => {
-                    let (event, decision, _) = match self.decide(caller, action, None, call) {
+                    let Decided { event, decision, .. } = match self.decide(caller, action, None, call) {
                         Ok(decided) => decided,
                         Err(answer) => break Some(answer),
                     };
-                    if let Some(answer) = self.denied(caller, &event, &decision, decision.errno(event.kind())) {
+                    if let Some(answer) = self.denied(&event, &decision, decision.errno(event.kind())) {
                         break Some(answer);
                     }
                     copy
@@ -239,11 +239,11 @@ impl Office {
                 },
             };
             let action = intercept::accepted(held, &connection, &peer);
-            let (event, decision, _) = match self.decide(caller, action, None, call) {
+            let Decided { event, decision, .. } = match self.decide(caller, action, None, call) {
                 Ok(decided) => decided,
                 Err(answer) => return Some(answer),
             };
-            if self.denied(caller, &event, &decision, decision.errno(event.kind())).is_some() {
+            if self.denied(&event, &decision, decision.errno(event.kind())).is_some() {
                 continue;
             }
             if flags & libc::SOCK_NONBLOCK != 0 {

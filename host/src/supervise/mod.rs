@@ -110,6 +110,15 @@ struct Office {
     over: AtomicBool,
 }
 
+/// An event, and what was decided on it.
+struct Decided {
+    /// Without time and subject if nobody wanted to know them: see [`Office::glance`].
+    event: Event,
+    decision: Arc<Decision>,
+    /// `None`: nobody had to be asked.
+    facts: Option<Arc<LiveFacts>>,
+}
+
 /// What stands for the socket of calls that are about none, for [`Office::once`]; a cookie is never 0 (net/core/sock_diag.c).
 const NO_SOCKET: u64 = 0;
 /// How many threads may wait at the same time; the others are for calls that don't.
@@ -273,6 +282,13 @@ fn is_exec(call: &Notification) -> bool {
     matches!(i64::from(call.number), libc::SYS_execve | libc::SYS_execveat)
 }
 
+/// Not if it only asks: the flag that says so is a number in a register. Before Linux 6.14 there is no such flag, and the call
+/// fails.
+fn runs_something(call: &Notification) -> bool {
+    let only_asks = i64::from(call.number) == libc::SYS_execveat && call.args[4] as i32 & libc::AT_EXECVE_CHECK != 0;
+    is_exec(call) && !only_asks
+}
+
 impl Office {
     fn handle(&self, notification: &Notification, before: Moment) {
         // A mistake of ours must neither leave the caller waiting for ever nor let its call through.
@@ -297,7 +313,7 @@ impl Office {
             return self.answer_to_intercepted(&caller, intercepted, notification);
         }
         // What the kernel is left to carry out unseen could be an exec, and through another entry any number may mean that.
-        let may_be_exec = is_exec(notification) || notification.arch != seccomp::NATIVE_ARCH;
+        let may_be_exec = runs_something(notification) || notification.arch != seccomp::NATIVE_ARCH;
         let caller = match self.callers.read(&self.view, &self.listener, notification) {
             Ok(caller) => Arc::new(caller),
             Err(_) if !self.listener.is_valid(notification.id) => return None,
@@ -318,7 +334,7 @@ impl Office {
 
     /// Refuses a call of whom nothing can be known.
     fn unreadable(&self, notification: &Notification, error: &std::io::Error) -> Answer {
-        let subject = Subject { pid: notification.tid, tid: notification.tid, ..Subject::default() };
+        let subject = nobody(notification.tid);
         let ran_out = error.raw_os_error().is_some_and(|errno| ran_out(Errno::from_raw(errno)));
         let may_need = if ran_out { "" } else { "; the supervisor may need CAP_SYS_PTRACE" };
         let why = format!("the caller cannot be looked at ({error}){may_need}");
@@ -331,7 +347,7 @@ impl Office {
         if !matches!(call, Call::Connect | Call::Bind | Call::Sendto | Call::Sendmsg) {
             return None;
         }
-        let caller = Arc::new(self.callers.presume(&self.listener, notification)?);
+        let caller = Arc::new(self.callers.presume(&self.listener, notification, before)?);
         // What fails is looked at again, and then it is known whose mistake it is.
         let intercepted = self.intercept(&caller, call, notification).ok()?;
         self.callers.has_not_changed(&caller, before).then_some((caller, intercepted))
@@ -457,28 +473,28 @@ impl Office {
         });
     }
 
-    fn record(&self, caller: &Caller, event: &Event, decision: &Arc<Decision>, outcome: Outcome) {
+    /// Whether a decision is written down whatever comes of it.
+    fn records(&self, decision: &Decision) -> bool {
         let interesting = decision.denial.is_some() || !decision.failures.is_empty() || !decision.candidates.is_empty();
-        if !interesting && outcome != Outcome::Killed && !self.audit.wants_all() {
+        interesting || self.audit.wants_all()
+    }
+
+    fn record(&self, event: &Event, decision: &Arc<Decision>, outcome: Outcome) {
+        if outcome != Outcome::Killed && !self.records(decision) {
             return;
         }
-        let mut event = event.clone();
-        if event.subject.pid == 0 {
-            event.subject = self.subject(caller);
-        }
         let ancestors = self.callers.ancestors(&self.view, event.subject.parent);
-        let decision = Arc::clone(decision);
+        let (event, decision) = (event.clone(), Arc::clone(decision));
         self.audit.record(Record { mode: self.mode(), event, ancestors, decision, outcome });
     }
 
     /// Who calls, for a record: as far as that is known, if it is gone.
     fn subject(&self, caller: &Caller) -> Subject {
-        let gone = |_| Subject { pid: caller.pid, tid: caller.tid, ..Subject::default() };
+        let gone = |_| Subject { pid: caller.pid, ..nobody(caller.tid) };
         caller.subject(&self.view).unwrap_or_else(gone)
     }
 
-    /// The event, the decision on it, and the facts, unless nobody had to be asked. The event of a caller about whom the kernel was
-    /// not asked has no subject then.
+    /// Has the plugins decide on what the caller wants, unless they have done so before.
     ///
     /// # Errors
     /// What to answer, if nothing can be known of the caller.
@@ -488,18 +504,22 @@ impl Office {
         action: Action,
         program: Option<Arc<Program>>,
         call: &Notification,
-    ) -> Result<(Event, Arc<Decision>, Option<Arc<LiveFacts>>), Answer> {
+    ) -> Result<Decided, Answer> {
         let chain = || self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut event = Event { sequence: 0, time_ms: now_ms(), subject: Subject::default(), action };
+        let mut event = Event { sequence: 0, time_ms: 0, subject: Subject::default(), action };
         let recalled = chain().recall(&mut event);
-        if recalled.is_none() || !caller.is_presumed() {
-            event.subject = caller.subject(&self.view).map_err(|error| match self.listener.is_valid(call.id) {
-                true => self.unreadable(call, &error),
-                false => Answer::Errno(libc::EPERM), // to nobody
-            })?;
+        // Who it is, nobody need know where nobody is asked and nothing is recorded; and the kernel was not asked either.
+        if !caller.is_presumed() || recalled.as_ref().is_none_or(|decision| self.records(decision)) {
+            event.time_ms = now_ms();
+            let subject = caller.subject(&self.view);
+            // An exec of a sibling may have given its number to another program meanwhile, whose name this would be.
+            if !self.listener.is_valid(call.id) {
+                return Err(Answer::Errno(libc::EPERM)); // to nobody
+            }
+            event.subject = subject.map_err(|error| self.unreadable(call, &error))?;
         }
         if let Some(decision) = recalled {
-            return Ok((event, decision, None));
+            return Ok(Decided { event, decision, facts: None });
         }
         let Event { subject, action, .. } = &event;
         let facts =
@@ -512,7 +532,7 @@ impl Office {
         let shared: Arc<dyn Facts> = Arc::<LiveFacts>::clone(&facts);
         let decision = chain().decide(&mut event, &shared);
         facts.decided();
-        Ok((event, decision, Some(facts)))
+        Ok(Decided { event, decision, facts: Some(facts) })
     }
 
     fn decide_and_enforce(
@@ -526,14 +546,14 @@ impl Office {
             Copy::Exec(program) => (None, Some(Arc::<Program>::from(program))),
             copy => (Some(copy), None),
         };
-        let (event, decision, facts) = match self.decide(caller, action, program.clone(), call) {
+        let Decided { event, decision, facts } = match self.decide(caller, action, program.clone(), call) {
             Ok(decided) => decided,
             Err(answer) => return Some(answer),
         };
         // What the kernel would refuse anyway fails as it does without us, whoever else is against it.
         let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
         let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
-        if let Some(answer) = self.denied(caller, &event, &decision, errno) {
+        if let Some(answer) = self.denied(&event, &decision, errno) {
             return Some(answer);
         }
         if self.mode() == Mode::DryRun {
@@ -547,18 +567,18 @@ impl Office {
     }
 
     /// Records the decision; what to answer if it is a denial that counts.
-    fn denied(&self, caller: &Caller, event: &Event, decision: &Arc<Decision>, errno: Option<i32>) -> Option<Answer> {
+    fn denied(&self, event: &Event, decision: &Arc<Decision>, errno: Option<i32>) -> Option<Answer> {
         match errno {
             Some(errno) if self.mode() == Mode::Enforce => {
-                self.record(caller, event, decision, Outcome::Denied(errno));
+                self.record(event, decision, Outcome::Denied(errno));
                 Some(Answer::Errno(errno))
             }
             Some(errno) => {
-                self.record(caller, event, decision, Outcome::WouldDeny(errno));
+                self.record(event, decision, Outcome::WouldDeny(errno));
                 None
             }
             None => {
-                self.record(caller, event, decision, Outcome::Allowed);
+                self.record(event, decision, Outcome::Allowed);
                 None
             }
         }
@@ -587,16 +607,10 @@ impl Office {
         if result.is_ok() {
             under_way.is_over();
         }
-        self.verified(caller, event, decision, result)
+        self.verified(event, decision, result)
     }
 
-    fn verified(
-        &self,
-        caller: &Caller,
-        event: &Event,
-        decision: &Arc<Decision>,
-        result: std::io::Result<Verified>,
-    ) -> Option<Answer> {
+    fn verified(&self, event: &Event, decision: &Arc<Decision>, result: std::io::Result<Verified>) -> Option<Answer> {
         let mut hint = None;
         let (rule, why, outcome) = match result {
             Ok(Verified::Done | Verified::Gone) => return None,
@@ -614,7 +628,7 @@ impl Office {
         };
         let denial = Denial { rule: rule.to_owned(), reason: why, hint, errno: None };
         let decision = Decision { denial: Some(denial), plugin: "callgate".to_owned(), ..Decision::clone(decision) };
-        self.record(caller, event, &Arc::new(decision), outcome);
+        self.record(event, &Arc::new(decision), outcome);
         match outcome {
             Outcome::Denied(errno) => Some(Answer::Errno(errno)),
             _ => None,
@@ -624,6 +638,11 @@ impl Office {
     fn mode(&self) -> Mode {
         if self.dry_run.load(SeqCst) { Mode::DryRun } else { Mode::Enforce }
     }
+}
+
+/// A thread of which nothing else is known. Its user is that of audit(8) for none.
+fn nobody(tid: u32) -> Subject {
+    Subject { pid: tid, tid, uid: u32::MAX, gid: u32::MAX, ..Subject::default() }
 }
 
 fn now_ms() -> u64 {
