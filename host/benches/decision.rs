@@ -66,7 +66,6 @@ fn decoding(criterion: &mut Criterion) {
     let tid = nix::unistd::gettid().as_raw() as u32;
     criterion.bench_function("caller, new", |bencher| bencher.iter(|| Caller::read(&view, tid).unwrap()));
     let caller = Caller::read(&view, tid).unwrap();
-    criterion.bench_function("caller, as plugins see it", |bencher| bencher.iter(|| caller.subject(&view).unwrap()));
 
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = [&(libc::AF_INET as u16).to_ne_bytes()[..], &9_u16.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat();

@@ -74,6 +74,7 @@ pub struct Caller {
     /// Thread group id.
     pub pid: u32,
     who: OnceLock<Who>,
+    subject: OnceLock<Subject>,
     thread: Arc<Thread>,
     memory: OnceLock<fs::File>,
     /// Whether it has made no exec since it was looked at first.
@@ -147,6 +148,7 @@ impl Caller {
             tid,
             pid,
             who,
+            subject: OnceLock::new(),
             thread,
             memory: OnceLock::new(),
             same_memory,
@@ -405,13 +407,22 @@ impl Caller {
         self.root.get().map(AsFd::as_fd).ok_or(Errno::ESRCH)
     }
 
-    /// The process as plugins see it.
+    /// The process as plugins see it: found out once, and true if the caller is still there afterwards.
     ///
     /// # Errors
     /// It is gone. Not where this was [asked](Self::is_presumed) before.
     pub fn subject(&self, view: &View) -> io::Result<Subject> {
+        if let Some(known) = self.subject.get() {
+            return Ok(known.clone());
+        }
         let Who { parent, uid, gid } = self.who()?;
-        Ok(Subject { pid: self.pid, tid: self.tid, parent, executable: self.executable(view), uid, gid })
+        let subject = Subject { pid: self.pid, tid: self.tid, parent, executable: self.executable(view), uid, gid };
+        Ok(self.subject.get_or_init(|| subject).clone())
+    }
+
+    /// Whether [`Self::subject`] has been found out.
+    pub fn has_subject(&self) -> bool {
+        self.subject.get().is_some()
     }
 
     /// The name of the file that the process runs; the one that was found before if it has made no exec since, or is still

@@ -241,7 +241,10 @@ impl Office {
             let action = intercept::accepted(held, &connection, &peer);
             let Decided { event, decision, .. } = match self.decide(caller, action, None, call) {
                 Ok(decided) => decided,
-                Err(answer) => return Some(answer),
+                Err(answer) => {
+                    keep(connection, peer);
+                    return Some(answer);
+                }
             };
             if self.denied(&event, &decision, decision.errno(event.kind())).is_some() {
                 continue;

@@ -372,6 +372,9 @@ impl Office {
             return self.guard(caller, call, notification);
         }
         let intercepted = self.intercept(caller, call, notification);
+        if matches!(intercepted, Ok(Intercepted::Event(..))) {
+            let _ = caller.subject(&self.view); // who it is belongs to what is read
+        }
         // Otherwise what was read may be somebody else's; also where the caller's descriptors are kept, and so cannot have
         // become another thread's: an exec of a sibling ends the call, and gives another program the same number.
         if !self.listener.is_valid(notification.id) {
@@ -511,9 +514,10 @@ impl Office {
         // Who it is, nobody need know where nobody is asked and nothing is recorded; and the kernel was not asked either.
         if !caller.is_presumed() || recalled.as_ref().is_none_or(|decision| self.records(decision)) {
             event.time_ms = now_ms();
+            let fresh = !caller.has_subject();
             let subject = caller.subject(&self.view);
             // An exec of a sibling may have given its number to another program meanwhile, whose name this would be.
-            if !self.listener.is_valid(call.id) {
+            if fresh && !self.listener.is_valid(call.id) {
                 return Err(Answer::Errno(libc::EPERM)); // to nobody
             }
             event.subject = subject.map_err(|error| self.unreadable(call, &error))?;
