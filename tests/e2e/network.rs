@@ -537,3 +537,44 @@ def disconnect(s):
         assert_eq!(outcome.stdout, expected, "{key}: {outcome:?}");
     }
 }
+
+/// The allowlist is asked once about an action, whoever wants it; each attempt is recorded with who it was.
+#[test]
+fn what_is_remembered_is_recorded_as_what_is_asked() {
+    let code = r#"
+import os, socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def attempt():
+    try: s.connect(("192.0.2.1", 9))
+    except PermissionError: print(os.getpid(), flush=True)
+for n in range(3): attempt()
+if os.fork() == 0:
+    os.setuid(65534)
+    attempt(); attempt()
+    os._exit(0)
+os.wait()
+s.connect(("127.0.0.1", 9)); s.connect(("127.0.0.1", 9))
+"#;
+    let fixture = governed(json!({ "outbound": [{ "to": "127.0.0.1" }] }));
+    let outcome = run(fixture.callgate().args(["/usr/bin/python3", "-c", code]));
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    let pids: Vec<u64> = outcome.stdout.lines().map(|pid| pid.parse().unwrap()).collect();
+    let records: Vec<_> = fixture.records().into_iter().filter(|record| record["event"] == "connect").collect();
+    let of = |key: &str| records.iter().map(|record| record["subject"][key].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((of("pid"), of("uid")), (pids.clone(), vec![0, 0, 0, 65534, 65534]));
+    let python = std::fs::canonicalize("/usr/bin/python3").unwrap();
+    let mut sequence = 0;
+    for (n, record) in records.iter().enumerate() {
+        assert_eq!(record["subject"]["executable"], python.to_str().unwrap(), "{record}");
+        assert_eq!(record["took_us"].as_f64().unwrap() > 0.0, n == 0, "asked once: {record}");
+        for key in ["rule", "reason", "hint", "errno", "plugin", "address", "socket"] {
+            assert_eq!(record[key], records[0][key], "{key}");
+        }
+        let now = record["sequence"].as_u64().unwrap();
+        assert!(now > sequence, "{records:?}");
+        sequence = now;
+        assert!(record["time"].as_str().unwrap().starts_with("20"), "{record}");
+    }
+    let parent = records[4]["ancestors"][0]["pid"].as_u64();
+    assert_eq!(parent, Some(pids[0]));
+}
