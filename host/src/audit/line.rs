@@ -374,36 +374,31 @@ fn time(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::decide::{Decision, Denial};
     use crate::event::{Event, Exec, File};
 
-    fn record(path: &str) -> (Event, Decision) {
+    fn record(path: &str) -> Record {
         let file = File { path: path.to_owned(), ..File::default() };
         let action = Action::Exec(Exec { file, ..Exec::default() });
         let event = Event { sequence: 1, time_ms: 0, subject: Subject::default(), action };
         let denial = Denial { rule: "r".into(), reason: "no\nway".into(), hint: None, errno: None };
-        let decision = Decision {
+        let decision = Arc::new(Decision {
             denial: Some(denial),
             plugin: "p".into(),
             allowed_by: None,
             failures: vec![],
             candidates: vec![],
             took: Duration::ZERO,
-        };
-        (event, decision)
+        });
+        Record { mode: Mode::Enforce, event, ancestors: vec![], decision, outcome: Outcome::Denied(13) }
     }
 
     #[test]
     fn a_hostile_name_cannot_forge_a_line() {
-        let (event, decision) = record("/tmp/x\ncallgate: all is well\x1b[2K");
-        let record = Record {
-            mode: Mode::Enforce,
-            event,
-            ancestors: vec![],
-            decision: decision.into(),
-            outcome: Outcome::Denied(13),
-        };
+        let record = record("/tmp/x\ncallgate: all is well\x1b[2K");
         for line in [json(&record, 1), text(&record, false)] {
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert!(!line.contains('\x1b'), "{line}");
@@ -415,8 +410,7 @@ mod tests {
         fn no_name_makes_a_terminal_do_anything(path: String, kind in 0..6_usize, at in 0..9_usize) {
             let trick = ["\u{9b}2J", "\x7f", "\u{202e}", "\u{2028}", "\x1b]0;x\x07", "\r"][kind];
             let path: String = path.chars().take(at).chain(trick.chars()).chain(path.chars().skip(at)).collect();
-            let (event, decision) = record(&path);
-            let record = Record { mode: Mode::Enforce, event, ancestors: vec![], decision: decision.into(), outcome: Outcome::Denied(13) };
+            let record = record(&path);
             let json = json(&record, 1);
             for line in [json.as_str(), &text(&record, false)] {
                 proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(misleads), "{:?}", line);
@@ -428,14 +422,7 @@ mod tests {
 
     #[test]
     fn a_record_says_who_what_and_why() {
-        let (event, decision) = record("/usr/bin/whoami");
-        let record = Record {
-            mode: Mode::Enforce,
-            event,
-            ancestors: vec![],
-            decision: decision.into(),
-            outcome: Outcome::Denied(13),
-        };
+        let record = record("/usr/bin/whoami");
         let line: serde_json::Value = serde_json::from_str(&json(&record, 1)).unwrap();
         assert_eq!(line["event"], "exec");
         assert_eq!(line["file"]["path"], "/usr/bin/whoami");

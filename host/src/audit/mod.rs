@@ -132,8 +132,8 @@ impl Entry {
         };
         let ancestors =
             ancestors.iter().map(|ancestor| size_of::<Subject>() + ancestor.executable.len()).sum::<usize>();
-        // The decision has a few sentences.
-        size_of::<Self>() + 512 + action.length() + ancestors
+        // The decision has some sentences.
+        size_of::<Self>() + size_of::<Decision>() + 1024 + action.length() + ancestors
     }
 
     fn line(&self, number: u64, text: bool, colour: bool) -> String {

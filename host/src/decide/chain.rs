@@ -115,12 +115,11 @@ impl<P: Judge> Chain<P> {
         governed(&self.links)
     }
 
-    /// The decision on `event`, with its place in the order of decisions, if the same has been decided before and nobody has to be
-    /// asked: the plugins have said that what they said holds for every event with this action.
+    /// The decision on `event`, with its place in the order of decisions, if the same has been decided before and nobody has to
+    /// be asked: the plugins have said that what they said holds for every event with this action.
     pub fn recall(&mut self, event: &mut Event) -> Option<Arc<Decision>> {
         let decision = self.memory.recall(&event.action)?;
-        self.sequence += 1;
-        event.sequence = self.sequence;
+        self.number(event);
         Some(decision)
     }
 
@@ -130,8 +129,7 @@ impl<P: Judge> Chain<P> {
     /// case, for they too remember what they have seen, but what they say changes nothing.
     pub fn decide(&mut self, event: &mut Event, facts: &Arc<dyn Facts>) -> Arc<Decision> {
         let started = Instant::now();
-        self.sequence += 1;
-        event.sequence = self.sequence;
+        self.number(event);
         let (event, kind) = (&*event, event.kind());
 
         let mut failures = Vec::new();
@@ -175,6 +173,11 @@ impl<P: Judge> Chain<P> {
             self.memory.keep(&event.action, Decision { took: Duration::ZERO, ..decision.clone() });
         }
         Arc::new(decision)
+    }
+
+    fn number(&mut self, event: &mut Event) {
+        self.sequence += 1;
+        event.sequence = self.sequence;
     }
 }
 

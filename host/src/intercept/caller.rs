@@ -411,13 +411,13 @@ impl Caller {
     ///
     /// # Errors
     /// It is gone. Not where this was [asked](Self::is_presumed) before.
-    pub fn subject(&self, view: &View) -> io::Result<Subject> {
+    pub fn subject(&self, view: &View) -> io::Result<&Subject> {
         if let Some(known) = self.subject.get() {
-            return Ok(known.clone());
+            return Ok(known);
         }
         let Who { parent, uid, gid } = self.who()?;
         let subject = Subject { pid: self.pid, tid: self.tid, parent, executable: self.executable(view), uid, gid };
-        Ok(self.subject.get_or_init(|| subject).clone())
+        Ok(self.subject.get_or_init(|| subject))
     }
 
     /// Whether [`Self::subject`] has been found out.

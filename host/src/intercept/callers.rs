@@ -135,7 +135,7 @@ impl Callers {
             let (kept, execs) = self.find(parent);
             let is_new = kept.is_none();
             let Ok(ancestor) = kept.map_or_else(|| Caller::look(view, parent), Ok) else { break };
-            let Ok(subject) = ancestor.subject(view) else { break };
+            let Ok(subject) = ancestor.subject(view).cloned() else { break };
             // Both descriptors are of the same process if both still tell of one: the name came through the other.
             if is_new && !subject.executable.is_empty() && pidfd::info(ancestor.pidfd()).is_ok() {
                 self.keep(&ancestor, execs);

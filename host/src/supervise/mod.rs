@@ -494,7 +494,7 @@ impl Office {
     /// Who calls, for a record: as far as that is known, if it is gone.
     fn subject(&self, caller: &Caller) -> Subject {
         let gone = |_| Subject { pid: caller.pid, ..nobody(caller.tid) };
-        caller.subject(&self.view).unwrap_or_else(gone)
+        caller.subject(&self.view).cloned().unwrap_or_else(gone)
     }
 
     /// Has the plugins decide on what the caller wants, unless they have done so before.
@@ -520,7 +520,7 @@ impl Office {
             if fresh && !self.listener.is_valid(call.id) {
                 return Err(Answer::Errno(libc::EPERM)); // to nobody
             }
-            event.subject = subject.map_err(|error| self.unreadable(call, &error))?;
+            event.subject = subject.cloned().map_err(|error| self.unreadable(call, &error))?;
         }
         if let Some(decision) = recalled {
             return Ok(Decided { event, decision, facts: None });

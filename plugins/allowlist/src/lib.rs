@@ -131,13 +131,11 @@ impl Allowlist {
     }
 
     fn run(&self, subject: &Subject, exec: &Exec) -> Verdict {
-        match &self.users {
-            Some(users) => {
-                if let Some(denied) = users.running_as(subject) {
-                    return denied;
-                }
-            }
-            None => by_action_alone(),
+        if self.users.is_none() {
+            by_action_alone();
+        }
+        if let Some(denied) = self.users.as_ref().and_then(|users| users.running_as(subject)) {
+            return denied;
         }
         match &self.executables {
             Some(executables) => executables.judge(exec),
