@@ -30,8 +30,7 @@ demo:
 	$(CARGO) build --release --locked
 	@tests/demo $(CALLGATE)
 
-# The tests run `make demo`, as the README shows it, and are not to wait until it is built.
-test: lint aarch64 build
+test: lint aarch64
 	$(CARGO) test --release --locked --workspace --all-features
 
 # What it costs: a table, and bench.json. On an idle machine it takes some minutes, with QUICK=1 one. See BENCHMARKS.md.
@@ -53,7 +52,7 @@ deny:
 # The code for aarch64 compiles; where its standard library cannot be had, that is not looked at.
 aarch64:
 	@if .ci/setup aarch64; then \
-		$(CARGO) check --release --locked --package callgate --features cross --target aarch64-unknown-linux-gnu; \
+		$(CARGO) check --release --locked --package callgate --target aarch64-unknown-linux-gnu; \
 	fi
 
 # Writes the JSON Schemas in policies/ anew, from the types.
