@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use anyhow::{Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::ptrace;
 use nix::sys::stat::Mode as FileMode;
@@ -41,10 +42,13 @@ pub fn find(view: &View, listener: &Listener, command: Pid) -> Result<Findings> 
              Give the container CAP_SYS_PTRACE, which the command will not get"
         ),
     };
+    let held = hold(command); // stops while the rest is found out
+    let sockets = can_take_sockets(&caller);
+    let protected = cannot_reach_us(&caller);
     let found = vec![
-        (Guarantee::RaceFreeExec, can_hold(command)),
-        (Guarantee::RaceFreeNetwork, can_take_sockets(&caller)),
-        (Guarantee::ProtectedSupervisor, cannot_reach_us(&caller)),
+        (Guarantee::RaceFreeExec, held.and_then(|()| let_go(command)).map_err(why_not_held)),
+        (Guarantee::RaceFreeNetwork, sockets),
+        (Guarantee::ProtectedSupervisor, protected),
         (Guarantee::RestartFree, never_restarts(listener)),
         (Guarantee::AllCallers, can_look_at_anybody()?),
     ];
@@ -118,19 +122,22 @@ const NETWORK: EventKinds = EventKinds::NONE
     .with(EventKind::Send);
 
 /// PTRACE_SEIZE, by which an exec is held before its first instruction.
-fn can_hold(command: Pid) -> Result<(), String> {
-    let held = ptrace::seize(command, ptrace::Options::empty()).and_then(|()| {
-        ptrace::interrupt(command)?;
-        wait(Whom::One(command), TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED)?;
-        ptrace::detach(command, None)
-    });
-    held.map_err(|error| {
-        let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-        match scope.trim() {
-            "2" | "3" => format!("ptrace(2) is refused ({error}); kernel.yama.ptrace_scope is {}", scope.trim()),
-            _ => format!("ptrace(2) is refused ({error})"),
-        }
-    })
+fn hold(command: Pid) -> nix::Result<()> {
+    ptrace::seize(command, ptrace::Options::empty())?;
+    ptrace::interrupt(command)
+}
+
+fn let_go(command: Pid) -> nix::Result<()> {
+    wait(Whom::One(command), TRACEES | WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED)?;
+    ptrace::detach(command, None)
+}
+
+fn why_not_held(error: Errno) -> String {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim() {
+        "2" | "3" => format!("ptrace(2) is refused ({error}); kernel.yama.ptrace_scope is {}", scope.trim()),
+        _ => format!("ptrace(2) is refused ({error})"),
+    }
 }
 
 /// pidfd_getfd(2), by which calls are performed on the caller's own socket.

@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 
 use crate::audit::Sinks;
 use crate::decide::{Chain, ChainError};
-use crate::intercept::calls;
 use crate::launch::{self, Launch};
 use crate::log;
 use crate::plugin::cache::{self, Cache};
@@ -20,7 +19,6 @@ use crate::policy::{Mode, PluginSettings, PluginSource, Policy, PolicyError, Sou
 use crate::reload::Origin;
 use crate::supervise::Supervisor;
 use crate::sys::credentials::{Identity, capability_sets};
-use crate::sys::seccomp::Filter;
 use crate::sys::{interruption, process};
 
 /// The policy where nobody names another.
@@ -52,6 +50,12 @@ pub struct Wrap {
 /// [`PolicyError`].
 pub fn run(wrap: &Wrap) -> Result<u8> {
     process::outlive_file_limit();
+    let launch =
+        Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
+    launch::run(&launch, || prepare(wrap))
+}
+
+fn prepare(wrap: &Wrap) -> Result<Supervisor> {
     let (policy, source) = Policy::load(&wrap.policy)?;
     let mode = mode(&policy, wrap.mode);
     interruption::tell_sent_from_faults()?;
@@ -62,16 +66,8 @@ pub fn run(wrap: &Wrap) -> Result<u8> {
     let chain = load(&engine, &policy, &source)?;
     let sinks = Sinks::open(&policy.audit)
         .map_err(|error| source.error_at(&format!("/audit/sinks/{}/to", error.index), error.message, error.hint))?;
-    let wanted = chain.subscriptions();
-    let launch =
-        Launch { command: wrap.command.clone(), environment: wrap.environment.clone(), without: WITHHELD.to_vec() };
     let origin = Origin::of(&wrap.policy)?;
-    let mut supervisor = Supervisor::new(engine, chain, mode, policy, sinks, origin, wrap.mode);
-    let filter = |protected| {
-        let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
-        Filter::new(rules).context("cannot make the seccomp filter")
-    };
-    launch::run(&launch, filter, &mut supervisor)
+    Ok(Supervisor::new(engine, chain, mode, policy, sinks, origin, wrap.mode))
 }
 
 /// Capabilities (capabilities(7)) that the command never gets: with them it could read, write or replace the supervisor, or

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{CALLGATE, Fixture, Lines, eventually, finish, run, wait};
+use crate::plugins::hostile;
 
 /// Everything may run.
 pub fn free() -> Fixture {
@@ -731,4 +732,63 @@ fn a_group_that_is_stopped_and_continued_goes_on() {
         drop(child.stdin.take());
         assert_eq!(finish(child).code(), 6);
     }
+}
+
+/// A policy with a plugin that does not come to an end of `start`, or not soon.
+fn loading(start: &str) -> Fixture {
+    let plugins = serde_json::json!([{ "name": "slow", "path": "slow.wasm" }]);
+    let fixture = Fixture::new(serde_json::json!({ "plugins": plugins, "default": "allow" }));
+    fs::write(fixture.path("slow.wasm"), hostile(&format!("(func $slow {start}) (start $slow)"), "", "")).unwrap();
+    fixture
+}
+
+/// Starts callgate, and waits until the process is there that loads the plugins.
+fn begun(fixture: &Fixture, command: &[&str]) -> (std::process::Child, u32) {
+    let mut callgate = fixture.callgate();
+    callgate.args(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = callgate.spawn().unwrap();
+    eventually("the supervisor is there", || !children(child.id()).is_empty());
+    let supervisor = children(child.id())[0];
+    (child, supervisor)
+}
+
+#[test]
+fn while_plugins_are_loaded_a_signal_does_what_it_does_to_any_process_that_begins() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGKILL] {
+        let fixture = loading("(loop $forever (br $forever))");
+        let (mut child, supervisor) = begun(&fixture, &["true"]);
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        assert_eq!(wait(&mut child).signal(), Some(signal as i32));
+        // Whose child it is then may reap it late.
+        let status = || fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap_or_default();
+        eventually("nothing is left", || status().is_empty() || status().contains("State:\tZ"));
+    }
+}
+
+#[test]
+fn who_loads_the_plugins_can_be_killed_and_that_is_said() {
+    let fixture = loading("(loop $forever (br $forever))");
+    let (child, supervisor) = begun(&fixture, &["true"]);
+    kill(Pid::from_raw(supervisor as i32), Signal::SIGKILL).unwrap();
+    let outcome = finish(child);
+    assert_eq!(outcome.code(), 125);
+    assert_eq!(outcome.stderr, "callgate: the supervisor was killed by SIGKILL; the command was not started\n");
+}
+
+#[test]
+fn a_command_does_not_begin_while_callgate_is_stopped() {
+    let fixture = loading(
+        "(local $n i32) (loop $on (br_if $on (i32.ne (i32.const 100000000) \
+         (local.tee $n (i32.add (local.get $n) (i32.const 1))))))",
+    );
+    let begins = fixture.path("begun");
+    let (child, supervisor) = begun(&fixture, &["touch", begins.to_str().unwrap()]);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGSTOP).unwrap();
+    eventually("the command's process is there", || !children(supervisor).is_empty());
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!begins.exists(), "it has begun");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGCONT).unwrap();
+    let outcome = finish(child);
+    assert_eq!(outcome.code(), 0, "{outcome:?}");
+    assert!(begins.exists());
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -109,7 +109,7 @@ struct Queue {
     name: String,
     /// Whether nothing is said about what it has lost: it is our own standard error.
     silent: bool,
-    lines: Mutex<Option<SyncSender<Item>>>,
+    lines: Mutex<Option<Sender<Item>>>,
     progress: Arc<Progress>,
 }
 
@@ -149,8 +149,9 @@ impl Entry {
     }
 }
 
-#[derive(Default)]
 struct Progress {
+    /// How many records the sink may lag behind.
+    most: u64,
     /// Records for which there was no room.
     dropped: AtomicU64,
     /// Records that could not be written.
@@ -165,6 +166,8 @@ struct Progress {
 
 #[derive(Default)]
 struct Waiting {
+    /// Nobody takes any more.
+    over: bool,
     /// Bytes of the records that wait.
     bytes: usize,
     /// How many records were taken, and how many of them are through: written, or given up.
@@ -177,6 +180,18 @@ struct Waiting {
 const WAITING_MAX: usize = 32 << 20;
 
 impl Progress {
+    fn new(most: usize) -> Self {
+        Self {
+            most: most as u64,
+            dropped: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            error: Mutex::default(),
+            said: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            less: Condvar::new(),
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,8 +199,11 @@ impl Progress {
     /// Takes a record of this length, if there is room; `when_full` says whether that is waited for.
     fn takes(&self, length: usize, when_full: WhenFull) -> bool {
         let mut waiting = self.waiting();
-        while waiting.bytes > 0 && waiting.bytes + length > WAITING_MAX {
-            if when_full == WhenFull::Drop {
+        while waiting.over
+            || waiting.taken - waiting.through >= self.most
+            || waiting.bytes > 0 && waiting.bytes + length > WAITING_MAX
+        {
+            if waiting.over || when_full == WhenFull::Drop {
                 return false;
             }
             waiting = self.less.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -193,14 +211,6 @@ impl Progress {
         waiting.bytes += length;
         waiting.taken += 1;
         true
-    }
-
-    /// A record that was taken found no room after all.
-    fn gives_back(&self, length: usize) {
-        let mut waiting = self.waiting();
-        waiting.bytes -= length;
-        waiting.taken -= 1;
-        self.less.notify_all();
     }
 
     fn is_through(&self, length: usize) {
@@ -266,13 +276,13 @@ impl Audit {
                 colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
                 silent,
             };
-            let (sender, lines) = sync_channel(settings.queue);
-            let progress = Arc::new(Progress::default());
-            let theirs = Arc::clone(&progress);
+            let (sender, lines) = channel();
+            let progress = Arc::new(Progress::new(settings.queue));
+            let theirs = Taking(Arc::clone(&progress));
             std::thread::Builder::new()
                 .name("callgate-audit".into())
                 .stack_size(256 << 10)
-                .spawn(move || writer.write_all(&lines, &theirs))?;
+                .spawn(move || writer.write_all(&lines, &theirs.0))?;
             queues.push(Queue { name, silent, lines: Mutex::new(Some(sender)), progress });
         }
         let (decisions, when_full) = (settings.decisions, settings.when_full);
@@ -304,20 +314,10 @@ impl Audit {
         let size = entry.size();
         let entry = Arc::new(entry);
         for queue in &self.sinks {
-            let sender = queue.lines.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let Some(sender) = sender else { continue };
-            let item = (Arc::clone(&entry), number);
-            let room = queue.progress.takes(size, when_full);
-            let lost = match when_full {
-                _ if !room => true,
-                WhenFull::Drop => sender.try_send(item).is_err(),
-                WhenFull::Block => sender.send(item).is_err(),
-            };
-            if lost {
+            if !queue.progress.takes(size, when_full) {
                 queue.progress.dropped.fetch_add(1, Relaxed);
-            }
-            if lost && room {
-                queue.progress.gives_back(size);
+            } else if let Some(sender) = &*queue.lines.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = sender.send((Arc::clone(&entry), number)); // if nobody takes it, nobody waits for it either
             }
         }
     }
@@ -376,6 +376,16 @@ impl Audit {
                 count => tracing::warn!("{count} more did not reach {name} ({why})"),
             }
         }
+    }
+}
+
+/// Held by the thread that takes records.
+struct Taking(Arc<Progress>);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.0.waiting().over = true;
+        self.0.less.notify_all();
     }
 }
 

@@ -36,7 +36,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::sys::wait::WaitPidFlag;
-use nix::unistd::{Pid, getpid, getsid, pipe2, setsid};
+use nix::unistd::{Pid, getpid, getppid, getsid, pipe2, setsid};
 
 use crate::intercept::calls::Protected;
 use crate::log;
@@ -56,13 +56,22 @@ pub struct Launch {
     pub without: Vec<u32>,
 }
 
+/// Waits until the command's process is under its filter.
+pub type Ready<'a> = Box<dyn FnOnce() -> Result<Listener> + 'a>;
+
 /// What supervises while the command runs.
 pub trait Supervision {
-    /// Takes the listener and begins to answer. The command's process is there, under its filter, and waits.
+    /// What the command is put under.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn filter(&self, protected: Protected) -> Result<Filter>;
+    /// Takes the listener and begins to answer. The command's process is there, and waits; it puts itself under its filter
+    /// while we do what can be done without the listener.
     ///
     /// # Errors
     /// The command is then not run.
-    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()>;
+    fn begin(&mut self, listener: Ready<'_>, command: Pid, guardian: Option<u32>) -> Result<()>;
     /// Somebody sent us SIGHUP. Whether that was all: else it is for the command. `sender`: the process, if it could be one
     /// of the workload.
     fn hang_up(&mut self, sender: Option<u32>) -> bool;
@@ -72,23 +81,18 @@ pub trait Supervision {
     fn end(&mut self);
 }
 
-/// Runs the command and returns its exit status: its own, or 128+n for signal n.
+/// Runs the command and returns its exit status: its own, or 128+n for signal n. What it is supervised by is prepared in the
+/// process that will need it: the guardian stays as small as it can be, and what signals do to a process that has not got
+/// beyond reading its policy they do to both.
 ///
 /// # Errors
-/// Our own failures, before the command has begun.
-pub fn run(
-    launch: &Launch,
-    filter: impl FnOnce(Protected) -> Result<Filter>,
-    supervision: &mut dyn Supervision,
-) -> Result<u8> {
-    seccomp::check_sizes().context("this kernel cannot hand system calls to a supervisor")?;
-    process::hide();
-    let mut mask = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+/// Our own failures, before the command has begun. Where there are two of us, it is the supervisor in which this returns them,
+/// for it to say them; the guardian then returns 125.
+pub fn run<S: Supervision>(launch: &Launch, prepare: impl FnOnce() -> Result<S>) -> Result<u8> {
     process::expect_children();
-    let found = Found { mask, timers: Timers::take() };
+    let timers = Timers::take();
     if getpid().as_raw() == 1 {
-        return supervise(launch, &filter(Protected { group: None })?, found, supervision, None);
+        return supervise(launch, &mut prepare()?, timers, None);
     }
     let (to_supervisor, to_guardian) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -97,32 +101,23 @@ pub fn run(
     match process::fork().context("cannot start the supervisor")? {
         Forked::Parent(supervisor) => {
             drop(to_guardian);
+            process::hide();
             process::close_inherited();
             process::forget_streams(&[0, 1]);
             guard(supervisor, &to_supervisor)
         }
         Forked::Child => {
             drop(to_supervisor);
-            prctl::set_child_subreaper(true)?;
-            let protected = Protected { group: Some(getpid().as_raw() as u32) };
-            let outside = Outside { socket: to_guardian, guardian };
-            let result =
-                filter(protected).and_then(|filter| supervise(launch, &filter, found, supervision, Some(outside)));
-            match result {
-                Ok(_) => std::process::exit(0),
-                Err(error) => {
-                    log::say(&format!("{error:#}"));
-                    std::process::exit(125)
-                }
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if getppid() != guardian {
+                std::process::exit(125); // it was gone before
             }
+            prctl::set_child_subreaper(true)?;
+            let mut supervision = prepare()?;
+            supervise(launch, &mut supervision, timers, Some(Outside { socket: to_guardian, guardian }))?;
+            std::process::exit(0)
         }
     }
-}
-
-/// What of the process we had to change, as it was.
-struct Found {
-    mask: SigSet,
-    timers: Timers,
 }
 
 /// The supervisor's way to the guardian.
@@ -134,6 +129,8 @@ struct Outside {
 /// What the supervisor tells the guardian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
+    /// The supervisor is prepared, and starts the command once the guardian is [`Order::Ready`].
+    Prepared,
     /// The command was stopped by this signal, and so should be the guardian, unless it has gone on in the meantime: it had
     /// for the time with this number, as far as we know.
     Stopped(i32, u32),
@@ -148,6 +145,8 @@ enum News {
 /// What the guardian tells the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
+    /// The guardian passes signals on from now on.
+    Ready,
     /// The guardian has got this signal.
     Signal(Sent),
     /// The guardian was stopped, and goes on again, for the time with this number.
@@ -161,6 +160,7 @@ impl News {
 
     fn encode(self) -> [u8; Self::LENGTH] {
         let (letter, number, time) = match self {
+            Self::Prepared => (b'P', 0, 0),
             Self::Stopped(signal, time) => (b'S', signal, time),
             Self::StillStopped(signal, time) => (b's', signal, time),
             Self::Ended(status) => (b'E', i32::from(status), 0),
@@ -176,6 +176,7 @@ impl News {
         let number = i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
         let time = u32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
         match bytes[0] {
+            b'P' => Self::Prepared,
             b'S' => Self::Stopped(number, time),
             b's' => Self::StillStopped(number, time),
             b'E' => Self::Ended(number as u8),
@@ -194,6 +195,7 @@ impl Order {
             Self::Signal(sent) => sent,
             Self::Resumed(time) => Sent { number: 0, pid: time, ..Sent::default() },
             Self::Continue(time) => Sent { number: -1, pid: time, ..Sent::default() },
+            Self::Ready => Sent { number: -2, ..Sent::default() },
         };
         bytes[..4].copy_from_slice(&sent.number.to_ne_bytes());
         bytes[4..8].copy_from_slice(&sent.code.to_ne_bytes());
@@ -205,9 +207,10 @@ impl Order {
 
     fn decode(bytes: [u8; Self::LENGTH]) -> Self {
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        match word(0) {
+        match word(0) as i32 {
             0 => return Self::Resumed(word(8)),
-            u32::MAX => return Self::Continue(word(8)),
+            -1 => return Self::Continue(word(8)),
+            -2 => return Self::Ready,
             _ => {}
         }
         let mut value = [0; 8];
@@ -221,6 +224,15 @@ impl Outside {
     fn tell(&self, news: News) {
         // If the guardian is gone, the socket will say so.
         let _ = send(self.socket.as_raw_fd(), &news.encode(), MsgFlags::MSG_NOSIGNAL);
+    }
+
+    /// Waits until the guardian is ready.
+    ///
+    /// # Errors
+    /// It is gone.
+    fn wait_until_ready(&self) -> Result<(), Errno> {
+        while message(&self.socket, MsgFlags::empty())?.map(Order::decode) != Some(Order::Ready) {}
+        Ok(())
     }
 
     /// The next order, if there is one; an error if the guardian is gone.
@@ -246,11 +258,20 @@ fn message<const LENGTH: usize>(socket: &OwnedFd, flags: MsgFlags) -> Result<Opt
 
 fn supervise(
     launch: &Launch,
-    filter: &Filter,
-    found: Found,
     supervision: &mut dyn Supervision,
+    timers: Timers,
     outside: Option<Outside>,
 ) -> Result<u8> {
+    seccomp::check_sizes().context("this kernel cannot hand system calls to a supervisor")?;
+    process::hide();
+    let mut mask = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+    if let Some(outside) = &outside {
+        // From now on its end is noticed otherwise, and then the command is ended first.
+        prctl::set_pdeathsig(None)?;
+        outside.tell(News::Prepared);
+    }
+    let filter = supervision.filter(Protected { group: outside.as_ref().map(|_| getpid().as_raw() as u32) })?;
     let command = Command::new(&launch.command, launch.environment.clone())?;
     let killable = seccomp::knows_wait_killable();
     let (report, report_end) = pipe2(OFlag::O_CLOEXEC)?;
@@ -259,11 +280,11 @@ fn supervise(
     let terminal = if leads_session { Terminal::given_up() } else { Terminal::None };
     let domain = domain();
     let setup = Setup {
-        filter,
+        filter: &filter,
         killable,
         session: if leads_session { Session::Own(terminal.number()) } else { Session::Ours },
-        mask: found.mask,
-        timers: found.timers,
+        mask,
+        timers,
         without: &launch.without,
         domain: domain.as_ref().map(AsFd::as_fd),
         report: report_end.as_raw_fd(),
@@ -271,12 +292,15 @@ fn supervise(
         go_writer: go.as_raw_fd(),
     };
     let child = process::start(&command, &setup).context("cannot start the command")?;
-    let listener = listener_of(child, report, killable)?;
-    drop((report_end, go_end, terminal));
     let apart = leads_session || setsid().is_ok();
     be_robust();
-    // The command has a table of its own now. What it leaves open must not stay open because of us.
-    process::forget_streams(&[0, 1]);
+    let listener = Box::new(|| {
+        let listener = listener_of(child, report, killable)?;
+        // The command has a table of descriptors of its own now. What it leaves open must not stay open because of us.
+        drop((report_end, go_end, terminal));
+        process::forget_streams(&[0, 1]);
+        Ok(listener)
+    });
     let guardian = outside.as_ref().map(|outside| outside.guardian.as_raw() as u32);
     if let Err(error) = supervision.begin(listener, child, guardian) {
         let _ = kill(child, Signal::SIGKILL);
@@ -286,6 +310,9 @@ fn supervise(
     process::expect_ends_only();
     if outside.is_some() {
         watch_stops(child).context("cannot start a thread")?;
+    }
+    if let Some(outside) = &outside {
+        outside.wait_until_ready().context("whoever started us is gone")?;
     }
     File::from(go).write_all(b"!").context("the command's process is gone")?;
     look_after(child, supervision, outside.as_ref(), apart)
@@ -452,7 +479,7 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
                 Ok(Some(Order::Continue(time))) if time == resumed => {
                     let _ = kill(command, Signal::SIGCONT);
                 }
-                Ok(Some(Order::Continue(_))) => {}
+                Ok(Some(Order::Continue(_) | Order::Ready)) => {}
                 Err(_) => {
                     // Whoever started us believes that it is over.
                     end_all();
@@ -559,10 +586,19 @@ struct Guardian<'a> {
 }
 
 fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
+    loop {
+        match message(socket, MsgFlags::empty()).map(|bytes| bytes.map(News::decode)) {
+            Ok(Some(News::Prepared)) => break,
+            Ok(_) => {}
+            Err(_) => return Ok(bereaved(supervisor, "the command was not started")),
+        }
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let leads_session = getsid(None) == Ok(getpid());
     let mut guardian =
         Guardian { socket, supervisor, signals, leads_session, bereft: false, stop_key: false, resumed: 0 };
+    guardian.order(Order::Ready);
     loop {
         wait_readable(&[guardian.signals.as_fd(), socket.as_fd()], None);
         guardian.pass_signals_on(true);
@@ -586,22 +622,27 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                     let _ = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
                     return Ok(status);
                 }
-                Ok(None) | Err(_) => {
-                    // It is gone, and did not say that all is well. (Until it runs, the command has the socket as well.)
-                    let failed = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
-                    end_all();
-                    let how = match failed {
-                        Ok(Some((_, Change::Exited(125)))) => return Ok(125), // it has said why
-                        Ok(Some((_, Change::Killed(signal)))) => format!("was killed by {}", named(signal)),
-                        Ok(Some((_, Change::Exited(status)))) => format!("has ended with status {status}"),
-                        _ => "is gone".to_owned(),
-                    };
-                    log::say(&format!("the supervisor {how}; the command and what it started were ended"));
-                    return Ok(125);
+                // (Until it runs, the command has the socket as well.)
+                Ok(None | Some(News::Prepared)) | Err(_) => {
+                    return Ok(bereaved(supervisor, "the command and what it started were ended"));
                 }
             }
         }
     }
+}
+
+/// The supervisor is gone, and did not say that all is well.
+fn bereaved(supervisor: Pid, so: &str) -> u8 {
+    let failed = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
+    end_all();
+    let how = match failed {
+        Ok(Some((_, Change::Exited(125)))) => return 125, // it has said why
+        Ok(Some((_, Change::Killed(signal)))) => format!("was killed by {}", named(signal)),
+        Ok(Some((_, Change::Exited(status)))) => format!("has ended with status {status}"),
+        _ => "is gone".to_owned(),
+    };
+    log::say(&format!("the supervisor {how}; {so}"));
+    125
 }
 
 impl Guardian<'_> {

@@ -33,13 +33,13 @@ use crate::event::{Action, Event, EventKind, EventKinds, Subject};
 use crate::guarantees::{self, Findings};
 use crate::intercept::caller::Caller;
 use crate::intercept::callers::{Callers, Moment};
-use crate::intercept::calls::{self, Call};
+use crate::intercept::calls::{self, Call, Protected};
 use crate::intercept::exec::Program;
 use crate::intercept::facts::{Background, LiveFacts, Names};
 use crate::intercept::path::{View, ran_out};
 use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
-use crate::launch::Supervision;
+use crate::launch::{Ready, Supervision};
 use crate::log;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{Guarantee, Mode, Policy};
@@ -47,6 +47,7 @@ use crate::relay::{self, Relay};
 use crate::reload::Origin;
 use crate::sys::credentials::Own;
 use crate::sys::notify::{Answer, Listener, Notification};
+use crate::sys::seccomp::Filter;
 use crate::sys::{interruption, process, seccomp};
 use crate::wrap;
 
@@ -126,9 +127,19 @@ const SEATS: usize = relay::THREADS - 64;
 const STACK: usize = 1 << 20;
 
 impl Supervision for Supervisor {
-    fn begin(&mut self, listener: Listener, command: Pid, guardian: Option<u32>) -> Result<()> {
+    fn filter(&self, protected: Protected) -> Result<Filter> {
+        let wanted = self.chain.as_ref().context("made too late")?.subscriptions();
+        let rules = calls::rules(wanted, Some(protected)).context("the table of system calls is wrong")?;
+        Filter::new(rules).context("cannot make the seccomp filter")
+    }
+
+    fn begin(&mut self, listener: Ready<'_>, command: Pid, guardian: Option<u32>) -> Result<()> {
         let chain = self.chain.take().context("begun twice")?;
-        let view = Arc::new(own_view()?);
+        let view = Arc::new(own_view()?); // before there are threads
+        let clock = self.engine.start_clock()?;
+        let audit = Audit::start(&self.policy.audit, self.sinks.take().context("begun twice")?)
+            .context("cannot start a thread")?;
+        let listener = listener()?;
         let (wanted, mode) = (chain.subscriptions(), self.mode);
         let findings = guarantees::find(&view, &listener, command)?;
         findings.check(&self.policy.require, wanted, mode)?;
@@ -136,10 +147,7 @@ impl Supervision for Supervisor {
             guarantees::look_for_the_token(&view, guardian);
         }
         listener.synchronous_wake_up();
-        let clock = self.engine.start_clock()?;
         let own = view.own().clone();
-        let audit = Audit::start(&self.policy.audit, self.sinks.take().context("begun twice")?)
-            .context("cannot start a thread")?;
         let origin = self.origin.take().context("begun twice")?;
         let renewal = Renewal::new(self.engine.clone(), origin, self.asked, &self.policy);
         let room = Room::new(SEATS)?;
@@ -267,14 +275,10 @@ fn work(office: &Office) {
             },
         };
         office.relay.received();
-        let is_exec = is_exec(&notification);
-        if is_exec {
+        if is_exec(&notification) {
             office.relay.hand_over_to_a_crowd();
         }
         office.handle(&notification, before);
-        if is_exec {
-            office.relay.look_for_a_crowd(|| office.listener.has_more());
-        }
     }
 }
 
@@ -297,9 +301,21 @@ impl Office {
             Some(Answer::Errno(libc::EPERM))
         });
         if let Some(answer) = answer {
-            // If the caller is gone there is nobody to tell.
-            let _ = self.listener.send(notification.id, answer);
+            self.send(notification, answer);
         }
+    }
+
+    fn send(&self, notification: &Notification, answer: Answer) {
+        // The caller may run before we go on, and then it is no more for what we did that others wait.
+        if is_exec(notification) {
+            self.look_for_a_crowd();
+        }
+        // If the caller is gone there is nobody to tell.
+        let _ = self.listener.send(notification.id, answer);
+    }
+
+    fn look_for_a_crowd(&self) {
+        self.relay.look_for_a_crowd(|| self.listener.has_more());
     }
 
     /// What to answer; `None` if it has been answered, or there is nobody to answer.
@@ -558,7 +574,8 @@ impl Office {
         let inexecutable = program.as_ref().is_some_and(|program| program.inexecutable);
         let errno = decision.errno(event.kind()).map(|errno| if inexecutable { libc::EACCES } else { errno });
         if let Some(answer) = self.denied(&event, &decision, errno) {
-            return Some(answer);
+            self.send(call, answer); // before what was opened is closed
+            return None;
         }
         if self.mode() == Mode::DryRun {
             return Some(Answer::Continue);
@@ -611,6 +628,7 @@ impl Office {
         if result.is_ok() {
             under_way.is_over();
         }
+        self.look_for_a_crowd();
         self.verified(event, decision, result)
     }
 
