@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use super::Engine;
+use super::{Engine, code};
 use crate::sys::credentials::Identity;
 use crate::sys::precompiled;
 use crate::trust;
@@ -56,7 +56,7 @@ pub fn fill(directory: &Path, components: &[Vec<u8>]) -> io::Result<Vec<PathBuf>
     let engine = Engine::portable().map_err(io::Error::other)?;
     let mut filled = Vec::new();
     for component in components {
-        let compiled = engine.wasm().precompile_component(component);
+        let compiled = code::on_all_processors(|| engine.wasm().precompile_component(component))?;
         let code = compiled.map_err(|error| io::Error::other(format!("{error:#}")))?;
         let path = directory.join(name(&Sha256::digest(component).into()));
         let unfinished = path.with_extension("new");

@@ -2,9 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread;
 
+use rayon::{ThreadBuilder, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
@@ -28,7 +31,8 @@ pub(super) fn component(
 ) -> Result<(Component, [u8; 32]), LoadError> {
     Ok(match &settings.source {
         PluginSource::Builtin => {
-            let component = precompiled::component(engine.wasm(), builtin)
+            let component = engine
+                .builtin(|wasm| precompiled::component(wasm, builtin))
                 .map_err(|e| LoadError::Invalid(format!("the built-in plugin does not fit this executable: {e:#}")))?;
             (component, [0; 32])
         }
@@ -90,10 +94,21 @@ pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
         [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(LoadError::Invalid(
             "a core module, not a component: make one of it with `callgatectl plugin componentize`".into(),
         )),
-        [b'\0', b'a', b's', b'm', ..] => Component::from_binary(engine.wasm(), bytes)
+        [b'\0', b'a', b's', b'm', ..] => on_all_processors(|| Component::from_binary(engine.wasm(), bytes))
+            .map_err(|e| LoadError::Invalid(format!("cannot be compiled: {e}")))?
             .map_err(|e| LoadError::Invalid(format!("not a valid component: {e:#}"))),
         _ => Err(LoadError::Invalid("not webassembly".into())),
     }
+}
+
+/// Has `work` compile on as many threads as there are processors for us. They have ended when this returns.
+///
+/// # Errors
+/// They cannot be started.
+pub(super) fn on_all_processors<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = ThreadPoolBuilder::new().num_threads(processors).thread_name(|_| "callgate-compile".into());
+    threads.build_scoped(ThreadBuilder::run, |pool| pool.install(work)).map_err(io::Error::other)
 }
 
 /// Refuses by name what the linker would refuse by absence: whoever adds to the linker has to come by here.

@@ -4,14 +4,16 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use wasmtime::component::Component;
 
 use super::cache::Cache;
 use super::engine_config;
+use crate::sys::precompiled;
 
 /// The resolution of deadlines.
 const TICK: Duration = Duration::from_millis(1);
@@ -29,6 +31,8 @@ pub struct Engine {
     /// one meant: the workload could have changed where it leads since.
     pub(super) paths: Arc<Mutex<HashMap<String, String>>>,
     pub(super) cache: Option<Arc<Cache>>,
+    /// The code of the built-in plugin, once it is loaded.
+    builtin: Arc<OnceLock<Component>>,
 }
 
 /// The engine cannot be set up on this machine.
@@ -46,8 +50,9 @@ impl Engine {
         // What is compiled here is compiled while somebody waits: a sixth less time for a hundredth more per decision. The
         // allocator that would halve it (`RegallocAlgorithm::SinglePass`) is not for security, says wasmtime.
         config.cranelift_opt_level(wasmtime::OptLevel::None);
+        config.with_custom_code_memory(Some(Arc::new(precompiled::InPlace)));
         let wasm = wasmtime::Engine::new(&config).map_err(|e| EngineError(format!("{e:#}")))?;
-        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None })
+        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None, builtin: Arc::default() })
     }
 
     /// An engine that compiles for any processor of this architecture, and as well as it can, for code that is run elsewhere.
@@ -60,7 +65,7 @@ impl Engine {
         // With a target named, wasmtime takes nothing of this very processor for granted.
         config.target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH)).map_err(failed)?;
         let wasm = wasmtime::Engine::new(&config).map_err(failed)?;
-        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None })
+        Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None, builtin: Arc::default() })
     }
 
     /// With compiled code from there.
@@ -95,6 +100,18 @@ impl Engine {
                 Err(e)
             }
         }
+    }
+
+    /// The code of the built-in plugin, which `load` loads the first time.
+    pub(super) fn builtin(
+        &self,
+        load: impl FnOnce(&wasmtime::Engine) -> wasmtime::Result<Component>,
+    ) -> wasmtime::Result<Component> {
+        if let Some(loaded) = self.builtin.get() {
+            return Ok(loaded.clone());
+        }
+        let loaded = load(&self.wasm)?;
+        Ok(self.builtin.get_or_init(|| loaded).clone())
     }
 
     /// What wasmtime calls an engine.

@@ -14,6 +14,8 @@ pub fn config() -> wasmtime::Config {
     // A plugin is instantiated for the life of the workload, so an image to share its memory with saves nothing; and the file
     // in memory that it would be (memfd_create(2)) may be larger than our limit of file sizes.
     config.memory_init_cow(false);
+    // It is for debuggers: traps and their backtraces do without, and reading it takes longer than the rest of the loading.
+    config.native_unwind_info(false);
     config.cranelift_opt_level(wasmtime::OptLevel::Speed);
     config
 }
