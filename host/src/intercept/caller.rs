@@ -17,6 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
 
 use crate::event::Subject;
+use crate::intercept::callers::Moment;
 use crate::intercept::path::View;
 use crate::sys::attributes::Attributes;
 use crate::sys::credentials::Identity;
@@ -79,6 +80,8 @@ pub struct Caller {
     memory: OnceLock<fs::File>,
     /// Whether it has made no exec since it was looked at first.
     same_memory: bool,
+    /// When it was presumed to call.
+    pub(super) presumed: Option<Moment>,
     status: OnceLock<Box<Status>>,
     root: OnceLock<OwnedFd>,
     in_our_user_namespace: OnceLock<bool>,
@@ -139,8 +142,9 @@ impl Caller {
 
     /// The same, of which nobody has asked yet whether it is there, nor who it is. It has made no exec since it was looked at
     /// first, and its pidfd is its own. `None`: it isn't.
-    pub(super) fn presumed(tid: u32, pid: u32, thread: Arc<Thread>) -> Option<Self> {
-        thread.exact.then(|| Self::unasked(tid, pid, OnceLock::new(), thread, true))
+    pub(super) fn presumed(tid: u32, pid: u32, thread: Arc<Thread>, moment: Moment) -> Option<Self> {
+        let exact = thread.exact;
+        exact.then(|| Self { presumed: Some(moment), ..Self::unasked(tid, pid, OnceLock::new(), thread, true) })
     }
 
     fn unasked(tid: u32, pid: u32, who: OnceLock<Who>, thread: Arc<Thread>, same_memory: bool) -> Self {
@@ -152,6 +156,7 @@ impl Caller {
             thread,
             memory: OnceLock::new(),
             same_memory,
+            presumed: None,
             status: OnceLock::new(),
             root: OnceLock::new(),
             in_our_user_namespace: OnceLock::new(),

@@ -31,6 +31,8 @@ const UNSEEN: usize = 1 << 16;
 /// The threads that have called lately.
 #[derive(Debug)]
 pub struct Callers {
+    /// The supervisor.
+    own: u32,
     /// Whether an exec of any of them is seen.
     sees_execs: AtomicBool,
     most: usize,
@@ -67,6 +69,7 @@ impl Callers {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         let sees_execs = AtomicBool::new(sees_execs);
         Self {
+            own: std::process::id(),
             sees_execs,
             most: (limit / SHARE / 3).min(MOST) as usize,
             known: Mutex::default(),
@@ -90,7 +93,7 @@ impl Callers {
             return None;
         }
         let (thread, pid) = self.known().find(call.tid).0?;
-        let caller = Caller::presumed(call.tid, pid, thread)?;
+        let caller = Caller::presumed(call.tid, pid, thread, before)?;
         caller.memory().is_ok().then_some(caller)
     }
 
@@ -101,9 +104,12 @@ impl Callers {
     /// begins, and when it has ended. Of the second the kept descriptors know: no socket is had through them any more (ESRCH).
     /// And what is kept now was so before the notification was received, and so is not of the next thread of that number.
     /// If the caller has merely been killed since, what was read is what it asked for.
-    pub fn has_not_changed(&self, caller: &Caller, before: Moment) -> bool {
+    ///
+    /// False of callers of whom the kernel was asked.
+    pub fn has_not_changed(&self, caller: &Caller) -> bool {
         let known = self.known();
-        self.sees_execs.load(SeqCst) && self.moment() == before && !known.under_way.contains_key(&caller.pid)
+        let unchanged = caller.presumed == Some(self.moment()) && !known.under_way.contains_key(&caller.pid);
+        unchanged && self.sees_execs.load(SeqCst)
     }
 
     /// Reads who has made a call.
@@ -129,9 +135,8 @@ impl Callers {
 
     /// The ancestors of a process, parent first, up to (not including) the supervisor or the end. At most 64.
     pub fn ancestors(&self, view: &View, mut parent: u32) -> Vec<Subject> {
-        let own = std::process::id();
         let mut found = Vec::new();
-        while parent > 0 && parent != own && found.len() < 64 {
+        while parent > 0 && parent != self.own && found.len() < 64 {
             let (kept, execs) = self.find(parent);
             let is_new = kept.is_none();
             let Ok(ancestor) = kept.map_or_else(|| Caller::look(view, parent), Ok) else { break };
@@ -321,36 +326,38 @@ mod tests {
         let (view, listener, callers) = (view(), listener(true), Callers::new(true));
         let (one, other) = (Bystander::start(), Bystander::start());
         let own = std::process::id();
-        assert!(callers.presume(&listener, &call(one.1), callers.moment()).is_none(), "it is not kept");
+        let presume = |before| callers.presume(&listener, &call(one.1), before);
+        assert!(presume(callers.moment()).is_none(), "it is not kept");
         let before = callers.moment();
         keep(&callers, &view, one.1);
-        let Some(caller) = callers.presume(&listener, &call(one.1), callers.moment()) else {
+        assert!(presume(before).is_none(), "kept after the call was received");
+        let Some(caller) = presume(callers.moment()) else {
             // Before Linux 6.9 there are no descriptors of threads that don't lead.
             return;
         };
         assert!(caller.is_presumed());
-        assert!(!callers.has_not_changed(&caller, before), "kept after the call was received");
-
-        let before = callers.moment();
-        assert!(callers.has_not_changed(&caller, before));
+        assert!(callers.has_not_changed(&caller));
         keep(&callers, &view, other.1);
-        assert!(!callers.has_not_changed(&caller, before), "so may be this one");
+        assert!(!callers.has_not_changed(&caller), "so may be this one");
 
-        let before = callers.moment();
+        let caller = presume(callers.moment()).unwrap();
         let mut elsewhere = callers.exec(own + 1);
-        assert!(callers.has_not_changed(&caller, before), "another process");
+        assert!(callers.has_not_changed(&caller), "another process");
         elsewhere.is_over();
-        assert!(!callers.has_not_changed(&caller, before), "an exec is over, and whose is not asked");
+        assert!(!callers.has_not_changed(&caller), "an exec is over, and whose is not asked");
 
-        let before = callers.moment();
+        let caller = presume(callers.moment()).unwrap();
         let mut exec = callers.exec(own);
-        assert!(!callers.has_not_changed(&caller, before), "it may be another program at any time");
+        assert!(!callers.has_not_changed(&caller), "it may be another program at any time");
         exec.is_over();
-        assert!(!callers.has_not_changed(&caller, before));
-        assert!(
-            callers.presume(&listener, &call(one.1), callers.moment()).is_none(),
-            "nothing is kept of the old program"
-        );
+        assert!(!callers.has_not_changed(&caller));
+        assert!(presume(callers.moment()).is_none(), "nothing is kept of the old program");
+    }
+
+    #[test]
+    fn of_whom_the_kernel_was_asked_it_has_to_be_asked_again() {
+        let (view, callers, one) = (view(), Callers::new(true), Bystander::start());
+        assert!(!callers.has_not_changed(&Caller::read(&view, one.1).unwrap()));
     }
 
     #[test]
@@ -361,7 +368,7 @@ mod tests {
         assert!(callers.presume(&listener(false), &call(one.1), callers.moment()).is_none());
         callers.misses_an_exec();
         assert!(callers.presume(&listener(true), &call(one.1), callers.moment()).is_none());
-        assert!(presumed.is_none_or(|caller| !callers.has_not_changed(&caller, callers.moment())));
+        assert!(presumed.is_none_or(|caller| !callers.has_not_changed(&caller)));
     }
 
     #[test]

@@ -366,7 +366,7 @@ impl Office {
         let caller = Arc::new(self.callers.presume(&self.listener, notification, before)?);
         // What fails is looked at again, and then it is known whose mistake it is.
         let intercepted = self.intercept(&caller, call, notification).ok()?;
-        self.callers.has_not_changed(&caller, before).then_some((caller, intercepted))
+        self.callers.has_not_changed(&caller).then_some((caller, intercepted))
     }
 
     fn intercept(&self, caller: &Caller, call: Call, notification: &Notification) -> Result<Intercepted, Errno> {
@@ -533,7 +533,8 @@ impl Office {
             let fresh = !caller.has_subject();
             let subject = caller.subject(&self.view);
             // An exec of a sibling may have given its number to another program meanwhile, whose name this would be.
-            if fresh && !self.listener.is_valid(call.id) {
+            let unchanged = || subject.is_ok() && self.callers.has_not_changed(caller);
+            if fresh && !unchanged() && !self.listener.is_valid(call.id) {
                 return Err(Answer::Errno(libc::EPERM)); // to nobody
             }
             event.subject = subject.cloned().map_err(|error| self.unreadable(call, &error))?;
