@@ -737,7 +737,8 @@ fn a_group_that_is_stopped_and_continued_goes_on() {
 /// A policy with a plugin that does not come to an end of `start`, or not soon.
 fn loading(start: &str) -> Fixture {
     let plugins = serde_json::json!([{ "name": "slow", "path": "slow.wasm" }]);
-    let fixture = Fixture::new(serde_json::json!({ "plugins": plugins, "default": "allow" }));
+    let audit = serde_json::json!({ "sinks": ["stderr"] });
+    let fixture = Fixture::new(serde_json::json!({ "plugins": plugins, "default": "allow", "audit": audit }));
     fs::write(fixture.path("slow.wasm"), hostile(&format!("(func $slow {start}) (start $slow)"), "", "")).unwrap();
     fixture
 }
@@ -791,4 +792,133 @@ fn a_command_does_not_begin_while_callgate_is_stopped() {
     let outcome = finish(child);
     assert_eq!(outcome.code(), 0, "{outcome:?}");
     assert!(begins.exists());
+}
+
+/// Goes on loading for a good while.
+const LONG: &str = "(local $n i32) (loop $on (br_if $on (i32.ne (i32.const 300000000) \
+                    (local.tee $n (i32.add (local.get $n) (i32.const 1))))))";
+
+#[test]
+fn who_is_stopped_with_its_group_while_it_loads_goes_on_with_callgate() {
+    let fixture = loading(LONG);
+    let mut callgate = fixture.callgate();
+    callgate.args(["bash", "-c", "exit 7"]).process_group(0);
+    let child = callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the supervisor is there", || !children(child.id()).is_empty());
+    let own = Pid::from_raw(child.id() as i32);
+    kill(Pid::from_raw(-own.as_raw()), Signal::SIGSTOP).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    kill(own, Signal::SIGCONT).unwrap();
+    assert_eq!(finish(child).code(), 7);
+}
+
+#[test]
+fn a_time_limit_goes_on_while_plugins_are_loaded() {
+    let fixture = loading(LONG);
+    let run_it =
+        "import os, signal, sys; signal.setitimer(signal.ITIMER_REAL, 1000); os.execv(sys.argv[1], sys.argv[1:])";
+    let left = "import signal; print(signal.getitimer(signal.ITIMER_REAL)[0])";
+    let began = Instant::now();
+    let policy = fixture.policy();
+    let outcome = run(Command::new("python3")
+        .args(["-c", run_it, CALLGATE, "--policy", policy.to_str().unwrap()])
+        .args(["python3", "-c", left]));
+    let (took, left) = (began.elapsed().as_secs_f64(), outcome.stdout.trim().parse::<f64>().unwrap());
+    assert!((took / 4.0..=took).contains(&(1000.0 - left)), "{left} s are left of 1000 after {took} s");
+}
+
+#[test]
+fn a_mistake_in_the_policy_ends_nothing_that_was_there_before() {
+    let line = format!("sleep 1000 >/dev/null 2>&1 & echo $!; exec {CALLGATE} --policy /nonexistent true");
+    let outcome = run(Command::new("sh").args(["-c", &line]));
+    assert_eq!(outcome.code(), 125);
+    let sleeping = Pid::from_raw(outcome.stdout.trim().parse().unwrap());
+    assert!(kill(sleeping, None).is_ok(), "it was killed");
+    kill(sleeping, Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_policy_may_be_named_by_a_descriptor_of_the_process_that_becomes_callgate() {
+    let fixture = free();
+    for _ in 0..20 {
+        let line =
+            format!("exec 7<{}; exec {CALLGATE} --policy /proc/$$/fd/7 echo ran", fixture.policy().to_str().unwrap());
+        let outcome = run(Command::new("bash").args(["-c", &line]));
+        assert_eq!((outcome.code(), outcome.stdout.as_str()), (0, "ran\n"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_ends_it_all_without_a_word() {
+    let fixture = free();
+    for (round, signal) in (0..120).zip([Signal::SIGINT, Signal::SIGTERM].into_iter().cycle()) {
+        let mut callgate = fixture.callgate();
+        callgate.args(["sleep", "1000"]).process_group(0);
+        let child = callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(100 * (round / 2)));
+        // To the whole group, as a terminal sends it, or to callgate alone.
+        let whom = child.id() as i32 * if round % 4 < 2 { -1 } else { 1 };
+        kill(Pid::from_raw(whom), signal).unwrap();
+        let outcome = finish(child);
+        let status = outcome.status.signal().or_else(|| outcome.status.code().map(|code| code - 128));
+        assert_eq!((status, outcome.stderr.as_str()), (Some(signal as i32), ""), "round {round}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_stop_at_any_moment_of_the_start_can_be_ended() {
+    let fixture = free();
+    for round in 0..60 {
+        let mut callgate = fixture.callgate();
+        callgate.args(["bash", "-c", "exit 7"]).process_group(0);
+        let child = callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(200 * round));
+        let group = Pid::from_raw(-(child.id() as i32));
+        let _ = kill(group, Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(5));
+        let _ = kill(group, Signal::SIGCONT);
+        let outcome = finish(child);
+        assert_eq!(outcome.code(), 7, "round {round}: {outcome:?}");
+    }
+}
+
+#[test]
+fn nothing_that_is_opened_while_the_table_is_shared_stays_with_the_command() {
+    let fixture = free();
+    let listed = |which: u32, callgate: &[&str]| {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=openat", "-e"]);
+        strace.arg(format!("inject=openat:delay_exit=60000:when={which}")).args(callgate);
+        run(strace.args(["ls", "/proc/self/fd"])).stdout
+    };
+    let policy = fixture.policy();
+    let without = listed(1, &[]);
+    // One open after the other takes so long that the command gets its table meanwhile.
+    for which in 1..25 {
+        assert_eq!(listed(which, &[CALLGATE, "--policy", policy.to_str().unwrap()]), without, "{which}");
+    }
+}
+
+#[test]
+fn compiling_takes_no_more_processes_than_running_does() {
+    let least = |policy: &Path| {
+        let works = |most: &u32| {
+            let mut callgate = Command::new("setpriv");
+            callgate.args([
+                "--reuid",
+                "64321",
+                "--regid",
+                "64321",
+                "--clear-groups",
+                "prlimit",
+                &format!("--nproc={most}"),
+            ]);
+            run(callgate.arg(CALLGATE).arg("--policy").arg(policy).arg("true")).status.code() == Some(0)
+        };
+        (1..60).find(works).expect("it starts with sixty processes")
+    };
+    let audit = serde_json::json!({ "sinks": ["stderr"] });
+    let without = Fixture::new(serde_json::json!({ "allow_executables": ["/"], "audit": audit }));
+    let with = loading("");
+    assert_eq!(least(&with.policy()), least(&without.policy()));
 }

@@ -213,11 +213,10 @@ impl Progress {
         true
     }
 
-    /// So many records, of so many bytes together.
-    fn are_through(&self, bytes: usize, count: u64) {
+    fn is_through(&self, length: usize) {
         let mut waiting = self.waiting();
-        waiting.bytes -= bytes;
-        waiting.through += count;
+        waiting.bytes -= length;
+        waiting.through += 1;
         self.less.notify_all();
     }
 
@@ -452,32 +451,22 @@ impl Writer {
     /// How long it sleeps when all is written: whoever records something meanwhile need not wake it, which costs more than
     /// recording.
     const NAP: Duration = Duration::from_millis(1);
-    /// After how many records at the latest it says that they are through: whoever records something meanwhile would wait for
-    /// its turn to be counted.
-    const SAID: u64 = 16;
     /// A queue in which there is room for what comes in that time.
     const LONG: usize = 1024;
 
     fn write_all(mut self, lines: &Receiver<Item>, progress: &Progress) {
         for first in lines {
-            let (mut bytes, mut count) = (self.take(&first, progress), 1);
+            self.take(&first, progress);
             while let Ok(next) = lines.try_recv() {
-                if count == Self::SAID {
-                    progress.are_through(bytes, count);
-                    (bytes, count) = (0, 0);
-                }
-                bytes += self.take(&next, progress);
-                count += 1;
+                self.take(&next, progress);
             }
-            progress.are_through(bytes, count);
             if self.naps {
                 std::thread::sleep(Self::NAP);
             }
         }
     }
 
-    /// Writes a record, and tells its size.
-    fn take(&mut self, (entry, number): &Item, progress: &Progress) -> usize {
+    fn take(&mut self, (entry, number): &Item, progress: &Progress) {
         let line = entry.line(*number, self.text, self.colour);
         if let Err(error) = self.place.write(line.as_bytes()) {
             let why = description(&error);
@@ -492,7 +481,7 @@ impl Writer {
                 }
             }
         }
-        entry.size()
+        progress.is_through(entry.size());
     }
 
     fn persist(&mut self, line: &[u8], why: &str) {

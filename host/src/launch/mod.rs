@@ -101,16 +101,14 @@ pub fn run<S: Supervision>(launch: &Launch, prepare: impl FnOnce() -> Result<S>)
     match process::fork().context("cannot start the supervisor")? {
         Forked::Parent(supervisor) => {
             drop(to_guardian);
-            process::hide();
-            process::close_inherited();
-            process::forget_streams(&[0, 1]);
             guard(supervisor, &to_supervisor)
         }
         Forked::Child => {
             drop(to_supervisor);
             prctl::set_pdeathsig(Signal::SIGKILL)?;
-            if getppid() != guardian {
-                std::process::exit(125); // it was gone before
+            let parent = getppid();
+            if parent != guardian && parent.as_raw() != 0 {
+                std::process::exit(125); // it was gone before; 0 is one in another pid namespace
             }
             prctl::set_child_subreaper(true)?;
             let mut supervision = prepare()?;
@@ -275,6 +273,7 @@ fn supervise(
     let command = Command::new(&launch.command, launch.environment.clone())?;
     let killable = seccomp::knows_wait_killable();
     let (report, report_end) = pipe2(OFlag::O_CLOEXEC)?;
+    let report = File::from(report);
     let (go_end, go) = pipe2(OFlag::O_CLOEXEC)?;
     let leads_session = outside.is_none() && getsid(None) == Ok(getpid());
     let terminal = if leads_session { Terminal::given_up() } else { Terminal::None };
@@ -294,11 +293,13 @@ fn supervise(
     let child = process::start(&command, &setup).context("cannot start the command")?;
     let apart = leads_session || setsid().is_ok();
     be_robust();
+    // Until it has a table of descriptors of its own none of these numbers may become that of something else.
+    let mut shared = Some((report, report_end, go_end, terminal));
     let listener = Box::new(|| {
+        let (report, ..) = shared.as_ref().context("made twice")?;
         let listener = listener_of(child, report, killable)?;
-        // The command has a table of descriptors of its own now. What it leaves open must not stay open because of us.
-        drop((report_end, go_end, terminal));
-        process::forget_streams(&[0, 1]);
+        shared = None;
+        process::forget_streams(&[0, 1]); // what the command leaves open must not stay open because of us
         Ok(listener)
     });
     let guardian = outside.as_ref().map(|outside| outside.guardian.as_raw() as u32);
@@ -311,8 +312,10 @@ fn supervise(
     if outside.is_some() {
         watch_stops(child).context("cannot start a thread")?;
     }
-    if let Some(outside) = &outside {
-        outside.wait_until_ready().context("whoever started us is gone")?;
+    if let Some(outside) = &outside
+        && outside.wait_until_ready().is_err()
+    {
+        abandoned(supervision);
     }
     File::from(go).write_all(b"!").context("the command's process is gone")?;
     look_after(child, supervision, outside.as_ref(), apart)
@@ -378,8 +381,7 @@ fn be_robust() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
-fn listener_of(child: Pid, report: OwnedFd, killable: bool) -> Result<Listener> {
-    let mut report = File::from(report);
+fn listener_of(child: Pid, mut report: &File, killable: bool) -> Result<Listener> {
     let patience = Instant::now() + Duration::from_secs(30);
     // The child shares our descriptors, also the other end of this pipe: its death would go unnoticed.
     while poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u8))? == 0 {
@@ -480,15 +482,17 @@ fn look_after(command: Pid, supervision: &mut dyn Supervision, outside: Option<&
                     let _ = kill(command, Signal::SIGCONT);
                 }
                 Ok(Some(Order::Continue(_) | Order::Ready)) => {}
-                Err(_) => {
-                    // Whoever started us believes that it is over.
-                    end_all();
-                    supervision.end();
-                    std::process::exit(125);
-                }
+                Err(_) => abandoned(supervision),
             }
         }
     }
+}
+
+/// The guardian is gone: whoever started us believes that it is over.
+fn abandoned(supervision: &mut dyn Supervision) -> ! {
+    end_all();
+    supervision.end();
+    std::process::exit(125)
 }
 
 /// Has a thread wake who looks after the command when that stops, while it is stopped, and when it goes on. SIGCHLD would do
@@ -586,14 +590,13 @@ struct Guardian<'a> {
 }
 
 fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
-    loop {
-        match message(socket, MsgFlags::empty()).map(|bytes| bytes.map(News::decode)) {
-            Ok(Some(News::Prepared)) => break,
-            Ok(_) => {}
-            Err(_) => return Ok(bereaved(supervisor, "the command was not started")),
-        }
+    if !is_prepared(supervisor, socket)? {
+        return Ok(bereaved(supervisor, false));
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+    process::hide();
+    process::close_inherited();
+    process::forget_streams(&[0, 1]);
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let leads_session = getsid(None) == Ok(getpid());
     let mut guardian =
@@ -623,18 +626,38 @@ fn guard(supervisor: Pid, socket: &OwnedFd) -> Result<u8> {
                     return Ok(status);
                 }
                 // (Until it runs, the command has the socket as well.)
-                Ok(None | Some(News::Prepared)) | Err(_) => {
-                    return Ok(bereaved(supervisor, "the command and what it started were ended"));
-                }
+                Ok(None | Some(News::Prepared)) | Err(_) => return Ok(bereaved(supervisor, true)),
             }
         }
     }
 }
 
-/// The supervisor is gone, and did not say that all is well.
-fn bereaved(supervisor: Pid, so: &str) -> u8 {
+/// Waits until the supervisor is prepared; false if it is gone. Until then signals do to us what they do to any process, save
+/// that the other, which was stopped with our group, goes on when we do.
+fn is_prepared(supervisor: Pid, socket: &OwnedFd) -> Result<bool> {
+    let continued = SigSet::from(Signal::SIGCONT);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&continued), None)?;
+    let signals = SignalFd::with_flags(&continued, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    loop {
+        wait_readable(&[signals.as_fd(), socket.as_fd()], None);
+        while let Ok(Some(_)) = signals.read_signal() {
+            let _ = kill(supervisor, Signal::SIGCONT);
+        }
+        match message(socket, MsgFlags::MSG_DONTWAIT).map(|bytes| bytes.map(News::decode)) {
+            Ok(Some(News::Prepared)) => return Ok(true),
+            Ok(_) => {}
+            Err(_) => return Ok(false),
+        }
+    }
+}
+
+/// The supervisor is gone, and did not say that all is well. `begun`: it may have started the command.
+fn bereaved(supervisor: Pid, begun: bool) -> u8 {
     let failed = wait(Whom::One(supervisor), WaitPidFlag::WEXITED);
-    end_all();
+    let so = if begun { "the command and what it started were ended" } else { "the command was not started" };
+    if begun {
+        end_all();
+    }
     let how = match failed {
         Ok(Some((_, Change::Exited(125)))) => return 125, // it has said why
         Ok(Some((_, Change::Killed(signal)))) => format!("was killed by {}", named(signal)),

@@ -5,7 +5,5 @@ pub const ALLOWLIST_COMPONENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 /// The same, compiled for this machine. It is run where it lies, and so begins on a page of its own.
 pub static ALLOWLIST_PRECOMPILED: &[u8] = &OnPages(*include_bytes!(concat!(env!("OUT_DIR"), "/allowlist.cwasm"))).0;
 
-/// As large as pages are at most, on processors of this kind.
-#[cfg_attr(target_arch = "x86_64", repr(C, align(4096)))]
-#[cfg_attr(not(target_arch = "x86_64"), repr(C, align(65536)))]
+#[repr(C, align(4096))]
 struct OnPages<T>(T);

@@ -101,14 +101,26 @@ pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Component, LoadError> {
     }
 }
 
-/// Has `work` compile on as many threads as there are processors for us. They have ended when this returns.
+/// Has `work` compile on as many threads as there are processors for us, but on no more than are needed later on anyway; on the
+/// calling one where none can be had: the workload may have used them up. They have ended when this returns.
 ///
 /// # Errors
-/// They cannot be started.
+/// The calling thread cannot even do it alone.
 pub(super) fn on_all_processors<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    const MOST: usize = 4;
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = ThreadPoolBuilder::new().num_threads(processors).thread_name(|_| "callgate-compile".into());
-    threads.build_scoped(ThreadBuilder::run, |pool| pool.install(work)).map_err(io::Error::other)
+    let threads = |count| ThreadPoolBuilder::new().num_threads(count).thread_name(|_| "callgate-compile".into());
+    let mut work = Some(work);
+    let done = threads(processors.min(MOST))
+        .build_scoped(ThreadBuilder::run, |pool| pool.install(|| work.take().map(|work| work())));
+    if let Ok(Some(done)) = done {
+        return Ok(done);
+    }
+    if rayon::current_thread_index().is_none() {
+        // The calling thread is one of this pool ever after.
+        std::mem::forget(threads(1).use_current_thread().build().map_err(io::Error::other)?);
+    }
+    work.map(|work| work()).ok_or_else(|| io::ErrorKind::Other.into())
 }
 
 /// Refuses by name what the linker would refuse by absence: whoever adds to the linker has to come by here.

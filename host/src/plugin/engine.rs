@@ -50,7 +50,7 @@ impl Engine {
         // What is compiled here is compiled while somebody waits: a sixth less time for a hundredth more per decision. The
         // allocator that would halve it (`RegallocAlgorithm::SinglePass`) is not for security, says wasmtime.
         config.cranelift_opt_level(wasmtime::OptLevel::None);
-        config.with_custom_code_memory(Some(Arc::new(precompiled::InPlace)));
+        precompiled::in_place(&mut config);
         let wasm = wasmtime::Engine::new(&config).map_err(|e| EngineError(format!("{e:#}")))?;
         Ok(Self { wasm, ticker: Arc::default(), paths: Arc::default(), cache: None, builtin: Arc::default() })
     }

@@ -16,9 +16,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, open};
 use nix::mount::MsFlags;
-use nix::sys::stat::Mode as FileMode;
+use nix::sys::stat::{Mode as FileMode, fstatat};
 use nix::unistd::Pid;
 
 use self::renewal::Renewal;
@@ -231,7 +231,7 @@ fn own_view() -> Result<View> {
     }
     let root = open("/", handle, FileMode::empty())?;
     let proc = match open("/proc", handle, FileMode::empty()) {
-        Ok(proc) if openat(&proc, "self", OFlag::O_PATH, FileMode::empty()).is_ok() => proc,
+        Ok(proc) if fstatat(&proc, "self", AtFlags::empty()).is_ok() => proc,
         _ => process::detached_proc().context("there is no /proc, and it cannot be mounted")?,
     };
     View::new(root, proc, outer.as_fd()).context("cannot use /proc")

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use wasmtime::component::Component;
@@ -12,34 +13,40 @@ use crate::trust::Believed;
 
 /// Makes code executable where it lies. Wasmtime does so itself only with memory that it has mapped, into which it would have to
 /// copy the megabyte of code that is part of this executable: an eighth of the time that we take to start.
-pub(crate) struct InPlace;
+struct InPlace;
 
-impl CustomCodeMemory for InPlace {
-    fn required_alignment(&self) -> usize {
-        // The kernel takes the length of what is protected for pages of its own.
-        nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as usize)
-    }
+/// On other processors code has to be made known to them as well, for which wasmtime provides.
+const CAN_BE_IN_PLACE: bool = cfg!(target_arch = "x86_64");
 
-    fn publish_executable(&self, start: *const u8, length: usize) -> wasmtime::Result<()> {
-        protect(start, length, libc::PROT_READ | libc::PROT_EXEC)
-    }
-
-    fn unpublish_executable(&self, start: *const u8, length: usize) -> wasmtime::Result<()> {
-        protect(start, length, libc::PROT_READ)
+/// Has an engine's code made executable where it lies, if it can be.
+pub(crate) fn in_place(config: &mut wasmtime::Config) {
+    if CAN_BE_IN_PLACE {
+        config.with_custom_code_memory(Some(Arc::new(InPlace)));
     }
 }
 
-fn protect(start: *const u8, length: usize, protection: libc::c_int) -> wasmtime::Result<()> {
-    // SAFETY: wasmtime names the code of one component, whole pages of it, which it only reads and runs.
-    match unsafe { libc::mprotect(start.cast_mut().cast(), length, protection) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error().into()),
+impl CustomCodeMemory for InPlace {
+    fn required_alignment(&self) -> usize {
+        4096 // a page
+    }
+
+    fn publish_executable(&self, start: *const u8, length: usize) -> wasmtime::Result<()> {
+        // SAFETY: wasmtime names the code of one component, whole pages of it, which it only reads and runs.
+        match unsafe { libc::mprotect(start.cast_mut().cast(), length, libc::PROT_READ | libc::PROT_EXEC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error().into()),
+        }
+    }
+
+    /// It is not to be changed, but unmapped, or lies in the executable.
+    fn unpublish_executable(&self, _: *const u8, _: usize) -> wasmtime::Result<()> {
+        Ok(())
     }
 }
 
 /// Loads a component that the build compiled into this executable, to be run where it lies; a copy of it from the second time
 /// on, since wasmtime tells code by its place. `code` must be such bytes, which is why it is `'static` and why this is no part of
-/// the library's face. The engine's code must be published by [`InPlace`].
+/// the library's face. The engine must be configured [for it](in_place).
 ///
 /// # Errors
 /// The code was compiled by another version of wasmtime, or under another configuration.
@@ -49,10 +56,10 @@ pub(crate) fn component(engine: &Engine, code: &'static [u8]) -> wasmtime::Resul
     // as long as the process lives; whoever can change them can change the executable. Version and configuration are checked
     // by wasmtime.
     unsafe {
-        if TAKEN.swap(true, Relaxed) {
-            Component::deserialize(engine, code)
-        } else {
+        if CAN_BE_IN_PLACE && !TAKEN.swap(true, Relaxed) {
             Component::deserialize_raw(engine, NonNull::from(code))
+        } else {
+            Component::deserialize(engine, code)
         }
     }
 }

@@ -128,7 +128,10 @@ impl Command {
 
 /// Timers (setitimer(2)), which an exec keeps and a fork does not.
 #[derive(Debug, Clone, Copy)]
-pub struct Timers([libc::itimerval; 3]);
+pub struct Timers {
+    timers: [libc::itimerval; 3],
+    taken: Instant,
+}
 
 const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
@@ -142,17 +145,27 @@ impl Timers {
             for (which, timer) in TIMERS.into_iter().zip(&mut timers) {
                 libc::setitimer(which as _, &raw const stopped, timer);
             }
-            Self(timers)
+            Self { timers, taken: Instant::now() }
         }
     }
 
-    /// Gives them to the calling process. Allocates nothing.
+    /// Gives them to the calling process, less the time that has passed: `timeout` has not waited for us. Allocates nothing.
     fn start(&self) {
-        for (which, timer) in TIMERS.into_iter().zip(&self.0) {
-            if timer.it_value.tv_sec != 0 || timer.it_value.tv_usec != 0 {
-                // SAFETY: `timer` is a valid itimerval.
-                unsafe { libc::setitimer(which as _, timer, std::ptr::null_mut()) };
+        for (which, mut timer) in TIMERS.into_iter().zip(self.timers) {
+            let value = timer.it_value;
+            if value.tv_sec == 0 && value.tv_usec == 0 {
+                continue;
             }
+            if which == libc::ITIMER_REAL {
+                let whole = Duration::new(value.tv_sec as u64, value.tv_usec as u32 * 1000);
+                let left = whole.saturating_sub(self.taken.elapsed()).max(Duration::from_micros(1)); // 0 would stop it
+                timer.it_value = libc::timeval {
+                    tv_sec: left.as_secs() as libc::time_t,
+                    tv_usec: left.subsec_micros() as libc::suseconds_t,
+                };
+            }
+            // SAFETY: `timer` is a valid itimerval.
+            unsafe { libc::setitimer(which as _, &raw const timer, std::ptr::null_mut()) };
         }
     }
 }
@@ -276,8 +289,6 @@ unsafe fn become_command(
             let ignored = IGNORED.load(Relaxed) & 1 << signal != 0;
             libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL });
         }
-        setup.timers.start();
-        libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
         let listener = match setup.filter.install(setup.killable) {
             // Only then may our supervisor touch its own table.
             Ok(_) if own_table() != 0 => -*libc::__errno_location(),
@@ -301,6 +312,9 @@ unsafe fn become_command(
         if libc::read(setup.go, (&raw mut byte).cast(), 1) != 1 {
             libc::_exit(125);
         }
+        // What has come in the meantime comes now, when somebody looks after us.
+        setup.timers.start();
+        libc::pthread_sigmask(libc::SIG_SETMASK, setup.mask.as_ref(), std::ptr::null_mut());
         // As execvp(3), but for a script without `#!`: that would run it with /bin/sh, which is not what was asked for, and
         // container runtimes do not either.
         let mut failure = libc::ENOENT;
