@@ -126,6 +126,13 @@ pub fn run_within(command: &mut Command, patience: Duration) -> Outcome {
     finish_within(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")), patience)
 }
 
+/// The same command with signals as they are by default: who started the tests may ignore some, as `nohup` and a shell's `&` do.
+pub fn with_default_signals(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=HUP,INT,QUIT,TERM").arg(command.get_program()).args(command.get_args());
+    env
+}
+
 /// Waits for a child with piped output to its end.
 pub fn finish(child: Child) -> Outcome {
     finish_within(child, PATIENCE)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{CALLGATE, Fixture, Lines, eventually, finish, run, wait};
+use crate::harness::{CALLGATE, Fixture, Lines, eventually, finish, run, wait, with_default_signals};
 use crate::plugins::hostile;
 
 /// Everything may run.
@@ -745,8 +745,8 @@ fn loading(start: &str) -> Fixture {
 
 /// Starts callgate, and waits until the process is there that loads the plugins.
 fn begun(fixture: &Fixture, command: &[&str]) -> (std::process::Child, u32) {
-    let mut callgate = fixture.callgate();
-    callgate.args(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut callgate = with_default_signals(fixture.callgate().args(command));
+    callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = callgate.spawn().unwrap();
     eventually("the supervisor is there", || !children(child.id()).is_empty());
     let supervisor = children(child.id())[0];
@@ -852,8 +852,8 @@ fn a_policy_may_be_named_by_a_descriptor_of_the_process_that_becomes_callgate() 
 fn a_signal_at_any_moment_of_the_start_ends_it_all_without_a_word() {
     let fixture = free();
     for (round, signal) in (0..120).zip([Signal::SIGINT, Signal::SIGTERM].into_iter().cycle()) {
-        let mut callgate = fixture.callgate();
-        callgate.args(["sleep", "1000"]).process_group(0);
+        let mut callgate = with_default_signals(fixture.callgate().args(["sleep", "1000"]));
+        callgate.process_group(0);
         let child = callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(100 * (round / 2)));
         // To the whole group, as a terminal sends it, or to callgate alone.

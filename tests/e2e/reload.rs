@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, run};
+use crate::harness::{CALLGATE, Fixture, Outcome, eventually, finish, run, with_default_signals};
 
 /// A workload that does what it is told: each word is a program to be run, and it says whether that went well.
 pub struct Workload {
@@ -302,7 +302,7 @@ fn a_policy_can_leave_hang_ups_to_the_command() {
     let fixture = Fixture::new(json!({ "deny_executables": ["/bin/ls"], "sighup": "pass-on" }));
     let mut command = fixture.callgate();
     command.args(["/bin/bash", "-c", "trap 'echo heard; exit 3' HUP; echo ready; while :; do sleep 0.05; done"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = with_default_signals(&command).stdout(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();

@@ -57,7 +57,7 @@ pub struct Launch {
 }
 
 /// Waits until the command's process is under its filter.
-pub type Ready<'a> = Box<dyn FnOnce() -> Result<Listener> + 'a>;
+pub type Awaited<'a> = Box<dyn FnOnce() -> Result<Listener> + 'a>;
 
 /// What supervises while the command runs.
 pub trait Supervision {
@@ -71,7 +71,7 @@ pub trait Supervision {
     ///
     /// # Errors
     /// The command is then not run.
-    fn begin(&mut self, listener: Ready<'_>, command: Pid, guardian: Option<u32>) -> Result<()>;
+    fn begin(&mut self, listener: Awaited<'_>, command: Pid, guardian: Option<u32>) -> Result<()>;
     /// Somebody sent us SIGHUP. Whether that was all: else it is for the command. `sender`: the process, if it could be one
     /// of the workload.
     fn hang_up(&mut self, sender: Option<u32>) -> bool;

@@ -39,7 +39,7 @@ use crate::intercept::facts::{Background, LiveFacts, Names};
 use crate::intercept::path::{View, ran_out};
 use crate::intercept::sockets::Sockets;
 use crate::intercept::{self, Copy, Intercepted};
-use crate::launch::{Ready, Supervision};
+use crate::launch::{Awaited, Supervision};
 use crate::log;
 use crate::plugin::{Clock, Engine};
 use crate::policy::{Guarantee, Mode, Policy};
@@ -133,7 +133,7 @@ impl Supervision for Supervisor {
         Filter::new(rules).context("cannot make the seccomp filter")
     }
 
-    fn begin(&mut self, listener: Ready<'_>, command: Pid, guardian: Option<u32>) -> Result<()> {
+    fn begin(&mut self, listener: Awaited<'_>, command: Pid, guardian: Option<u32>) -> Result<()> {
         let chain = self.chain.take().context("begun twice")?;
         let view = Arc::new(own_view()?); // before there are threads
         let clock = self.engine.start_clock()?;
