@@ -743,10 +743,14 @@ fn loading(start: &str) -> Fixture {
     fixture
 }
 
-/// Starts callgate, and waits until the process is there that loads the plugins.
+/// Goes on loading for a good while.
+const LONG: &str = "(local $n i32) (loop $on (br_if $on (i32.ne (i32.const 300000000) \
+                    (local.tee $n (i32.add (local.get $n) (i32.const 1))))))";
+
+/// Starts callgate in a group of its own, and waits until the process is there that loads the plugins.
 fn begun(fixture: &Fixture, command: &[&str]) -> (std::process::Child, u32) {
     let mut callgate = with_default_signals(fixture.callgate().args(command));
-    callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    callgate.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = callgate.spawn().unwrap();
     eventually("the supervisor is there", || !children(child.id()).is_empty());
     let supervisor = children(child.id())[0];
@@ -778,10 +782,7 @@ fn who_loads_the_plugins_can_be_killed_and_that_is_said() {
 
 #[test]
 fn a_command_does_not_begin_while_callgate_is_stopped() {
-    let fixture = loading(
-        "(local $n i32) (loop $on (br_if $on (i32.ne (i32.const 100000000) \
-         (local.tee $n (i32.add (local.get $n) (i32.const 1))))))",
-    );
+    let fixture = loading(LONG);
     let begins = fixture.path("begun");
     let (child, supervisor) = begun(&fixture, &["touch", begins.to_str().unwrap()]);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGSTOP).unwrap();
@@ -794,17 +795,10 @@ fn a_command_does_not_begin_while_callgate_is_stopped() {
     assert!(begins.exists());
 }
 
-/// Goes on loading for a good while.
-const LONG: &str = "(local $n i32) (loop $on (br_if $on (i32.ne (i32.const 300000000) \
-                    (local.tee $n (i32.add (local.get $n) (i32.const 1))))))";
-
 #[test]
 fn who_is_stopped_with_its_group_while_it_loads_goes_on_with_callgate() {
     let fixture = loading(LONG);
-    let mut callgate = fixture.callgate();
-    callgate.args(["bash", "-c", "exit 7"]).process_group(0);
-    let child = callgate.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    eventually("the supervisor is there", || !children(child.id()).is_empty());
+    let (child, _) = begun(&fixture, &["bash", "-c", "exit 7"]);
     let own = Pid::from_raw(child.id() as i32);
     kill(Pid::from_raw(-own.as_raw()), Signal::SIGSTOP).unwrap();
     std::thread::sleep(Duration::from_millis(20));

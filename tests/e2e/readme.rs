@@ -38,15 +38,12 @@ fn every_command_of_the_readme_prints_what_it_says() {
     symlink(repository("policies"), place.path().join("policies")).unwrap();
     let directory = Path::new(CALLGATE).parent().unwrap().display();
     let path = format!("{directory}:{}", std::env::var("PATH").unwrap());
-    let bash = |command: &str, at: &Path| {
+    for Example { command, prints } in examples {
+        let at = if command.starts_with("make ") { repository("") } else { place.path().to_owned() };
         let mut bash = Command::new("bash");
         bash.args(["-c", &format!("exec 2>&1; {command}")]).current_dir(at).env("PATH", &path);
         // `make` shows what is built: the executable under test, which cargo would make anew with other features.
-        run(bash.env("CARGO", "true"))
-    };
-    for Example { command, prints } in examples {
-        let at = if command.starts_with("make ") { repository("") } else { place.path().to_owned() };
-        let outcome = bash(&command, &at);
+        let outcome = run(bash.env("CARGO", "true"));
         let mut output = outcome.stdout.as_str();
         for line in prints {
             let Some(found) = output.find(&line) else { panic!("$ {command}\nlacks {line:?} in\n{}", outcome.stdout) };

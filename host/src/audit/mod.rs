@@ -149,6 +149,7 @@ impl Entry {
     }
 }
 
+#[derive(Default)]
 struct Progress {
     /// How many records the sink may lag behind.
     most: u64,
@@ -180,18 +181,6 @@ struct Waiting {
 const WAITING_MAX: usize = 32 << 20;
 
 impl Progress {
-    fn new(most: usize) -> Self {
-        Self {
-            most: most as u64,
-            dropped: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            error: Mutex::default(),
-            said: AtomicU64::new(0),
-            waiting: Mutex::default(),
-            less: Condvar::new(),
-        }
-    }
-
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,7 +266,7 @@ impl Audit {
                 silent,
             };
             let (sender, lines) = channel();
-            let progress = Arc::new(Progress::new(settings.queue));
+            let progress = Arc::new(Progress { most: settings.queue as u64, ..Progress::default() });
             let theirs = Taking(Arc::clone(&progress));
             std::thread::Builder::new()
                 .name("callgate-audit".into())
